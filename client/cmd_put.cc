@@ -1,0 +1,205 @@
+// larder put: publishes K/V bytes for a prompt.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "client/commands.h"
+#include "client/fill.h"
+#include "client/json.h"
+#include "client/output.h"
+#include "client/prompt_flags.h"
+
+namespace larder::cli {
+namespace {
+
+constexpr char kCommand[] = "put";
+// Blocks of one call: bytes of an inline message, and what is reserved at a time.
+constexpr uint64_t kInlineBytesMax = 16 << 20;
+constexpr uint32_t kReserveBlocksMax = 1024;
+
+struct PutFlags {
+  PromptFlags prompt;
+  std::string data;  // a file, or "-"
+  bool fill = false;
+  bool inline_bytes = false;
+  bool flush = false;
+};
+
+// Where the bytes of block `position` come from: what was read, or derived.
+class Source {
+ public:
+  static absl::StatusOr<Source> Open(const PutFlags& flags, const Prompt& prompt) {
+    Source source;
+    source.block_bytes_ = prompt.model.block_bytes();
+    if (flags.fill) {
+      source.seeds_ =
+          BlockSeeds(prompt.model.model_id(), prompt.tokens, prompt.model.block_tokens());
+      return source;
+    }
+    absl::StatusOr<std::string> data = Read(flags.data);
+    if (!data.ok()) return data.status();
+    const uint64_t expected = prompt.blocks() * source.block_bytes_;
+    if (data->size() != expected) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--data: \"", flags.data, "\" has ", data->size(), " bytes, must have ",
+                       expected, ": ", prompt.blocks(), " blocks of ", source.block_bytes_));
+    }
+    source.data_ = *std::move(data);
+    return source;
+  }
+
+  void Write(uint32_t position, std::span<std::byte> block) const {
+    if (!seeds_.empty()) return FillBlock(seeds_[position], block);
+    std::memcpy(block.data(), data_.data() + position * block_bytes_, block.size());
+  }
+
+ private:
+  static absl::StatusOr<std::string> Read(const std::string& path) {
+    std::ifstream file;
+    if (path != "-") file.open(path, std::ios::binary);
+    if (!file) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--data: \"", path, "\": ", std::strerror(errno)));
+    }
+    std::istream& stream = path == "-" ? std::cin : file;
+    return std::string((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  }
+
+  uint64_t block_bytes_ = 0;
+  std::string data_;
+  std::vector<uint64_t> seeds_;
+};
+
+std::span<const uint32_t> TokensOf(const Prompt& prompt, uint32_t position, uint32_t blocks) {
+  return std::span(prompt.tokens)
+      .subspan(size_t{position} * prompt.model.block_tokens(),
+               size_t{blocks} * prompt.model.block_tokens());
+}
+
+// At most `count_max` blocks, at the lease's end.
+absl::StatusOr<v1::LeaseState> PutInPlace(Lease& lease, const Prompt& prompt, const Source& source,
+                                          uint32_t count_max) {
+  absl::StatusOr<uint32_t> count = lease.ReserveUpTo(count_max);
+  if (!count.ok()) return count.status();
+  for (uint32_t i = 0; i < *count; ++i) {
+    absl::StatusOr<std::span<std::byte>> block = lease.Reserved(lease.end() + i);
+    if (!block.ok()) return block.status();
+    source.Write(lease.end() + i, *block);
+  }
+  return lease.Put(TokensOf(prompt, lease.end(), *count));
+}
+
+absl::StatusOr<v1::LeaseState> PutOverWire(Lease& lease, const Prompt& prompt, const Source& source,
+                                           uint32_t count) {
+  const uint64_t block_bytes = prompt.model.block_bytes();
+  std::vector<std::byte> data(count * block_bytes);
+  for (uint32_t i = 0; i < count; ++i) {
+    source.Write(lease.end() + i, std::span(data).subspan(i * block_bytes, block_bytes));
+  }
+  return lease.PutInline(TokensOf(prompt, lease.end(), count), data);
+}
+
+struct Outcome {
+  uint32_t blocks = 0;
+  uint32_t cached_before = 0;
+  uint32_t durable = 0;
+};
+
+absl::StatusOr<Outcome> PutMissing(const Invocation& invocation, const PutFlags& flags,
+                                   const Prompt& prompt, const Source& source) {
+  SessionOptions options;
+  options.map_arenas = !flags.inline_bytes;
+  absl::StatusOr<Session> session =
+      prompt.client.NewSession(absl::StrCat("larder put, pid ", getpid()), options);
+  if (!session.ok()) return session.status();
+  absl::StatusOr<Lease> lease = session->Lookup(prompt.model, prompt.tokens);
+  if (!lease.ok()) return lease.status();
+  Outcome outcome = {prompt.blocks(), lease->end(), 0};
+  const uint64_t inline_blocks =
+      std::max<uint64_t>(1, kInlineBytesMax / std::max<uint64_t>(1, prompt.model.block_bytes()));
+  const uint32_t step =
+      flags.inline_bytes ? static_cast<uint32_t>(inline_blocks) : kReserveBlocksMax;
+  Progress progress("put", outcome.blocks);
+  while (lease->end() < outcome.blocks) {
+    const uint32_t count_max = std::min(step, outcome.blocks - lease->end());
+    absl::StatusOr<v1::LeaseState> put = flags.inline_bytes
+                                             ? PutOverWire(*lease, prompt, source, count_max)
+                                             : PutInPlace(*lease, prompt, source, count_max);
+    if (!put.ok()) return put.status();
+    outcome.durable = put->durable_blocks();
+    progress.Update(lease->end());
+  }
+  if (flags.flush) {
+    absl::StatusOr<v1::LeaseState> flushed = lease->Flush(invocation.timeout);
+    if (!flushed.ok()) return flushed.status();
+    outcome.durable = flushed->durable_blocks();
+  }
+  if (absl::Status released = lease->Release(); !released.ok()) return released;
+  return outcome;
+}
+
+int RunPut(const Invocation& invocation, const PutFlags& flags) {
+  absl::StatusOr<Prompt> prompt = OpenPrompt(invocation, flags.prompt);
+  if (!prompt.ok()) return Fail(invocation, kCommand, prompt.status());
+  if (prompt->tokens.size() % prompt->model.block_tokens() != 0) {
+    return Fail(invocation, kCommand,
+                absl::InvalidArgumentError(absl::StrCat("the prompt has ", prompt->tokens.size(),
+                                                        " tokens, must be whole blocks of ",
+                                                        prompt->model.block_tokens())));
+  }
+  absl::StatusOr<Source> source = Source::Open(flags, *prompt);
+  if (!source.ok()) return Fail(invocation, kCommand, source.status());
+  absl::StatusOr<Outcome> outcome = PutMissing(invocation, flags, *prompt, *source);
+  if (!outcome.ok()) return Fail(invocation, kCommand, outcome.status());
+  const uint32_t put = outcome->blocks - outcome->cached_before;
+  if (invocation.json) {
+    std::puts(Dump({{"model_id", FormatId(prompt->model.model_id())},
+                    {"block_bytes", prompt->model.block_bytes()},
+                    {"blocks", outcome->blocks},
+                    {"cached_before", outcome->cached_before},
+                    {"put", put},
+                    {"durable", outcome->durable}})
+                  .c_str());
+  } else {
+    std::printf("put %s of %s blocks (%s); %s were cached already; %s are durable\n",
+                FormatCount(put).c_str(), FormatCount(outcome->blocks).c_str(),
+                FormatBytes(put * prompt->model.block_bytes()).c_str(),
+                FormatCount(outcome->cached_before).c_str(), FormatCount(outcome->durable).c_str());
+  }
+  return kOk;
+}
+
+}  // namespace
+
+void RegisterPut(CLI::App& app, Invocation& invocation) {
+  CLI::App* const put = app.add_subcommand(
+      kCommand, "Publish the K/V bytes of a prompt; blocks that are cached stay as they are");
+  const auto flags = std::make_shared<PutFlags>();
+  flags->prompt.AddTo(*put);
+  CLI::Option_group* const source = put->add_option_group("Bytes", "Exactly one of");
+  source->add_option("--data", flags->data, "File of all blocks' bytes in order; - is stdin")
+      ->type_name("FILE");
+  source->add_flag("--fill", flags->fill,
+                   "Derive them from model and tokens (get --verify checks those)");
+  source->require_option(1);
+  put->add_flag("--inline", flags->inline_bytes,
+                "Send the bytes over the wire instead of writing them in place");
+  put->add_flag("--flush", flags->flush, "Wait until all blocks survive a restart");
+  put->callback([&invocation, flags] {
+    invocation.run = [&invocation, flags] { return RunPut(invocation, *flags); };
+  });
+}
+
+}  // namespace larder::cli

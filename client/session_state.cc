@@ -1,0 +1,119 @@
+#include "client/session_state.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace larder {
+inline namespace client {
+namespace {
+
+// How long an answer that smells of a restart waits for the end of the stream, which
+// travels on the connection that broke first and is therefore already under way.
+constexpr absl::Duration kStreamEndGrace = absl::Milliseconds(200);
+
+}  // namespace
+
+SessionState::SessionState(std::shared_ptr<Rpc> rpc, std::string_view worker)
+    : rpc_(std::move(rpc)) {
+  v1::AttachRequest request;
+  request.set_worker(std::string(worker));
+  stream_ = rpc_->kv().Attach(&context_, request);
+  reader_ = std::thread([this] { ReadEvents(); });
+}
+
+SessionState::~SessionState() { Close(); }
+
+absl::StatusOr<std::shared_ptr<SessionState>> SessionState::Open(std::shared_ptr<Rpc> rpc,
+                                                                 std::string_view worker,
+                                                                 const SessionOptions& options) {
+  rpc->AwaitConnection();
+  std::shared_ptr<SessionState> state(new SessionState(std::move(rpc), worker));
+  if (absl::Status attached = state->WaitUntilAttached(); !attached.ok()) return attached;
+  if (options.map_arenas) {
+    if (absl::Status mapped = state->MapArenas(); !mapped.ok()) return state->Explain(mapped);
+  }
+  return state;
+}
+
+absl::Status SessionState::WaitUntilAttached() {
+  if (!attached_.WaitForNotificationWithTimeout(rpc_->call_timeout())) {
+    return absl::DeadlineExceededError(absl::StrCat("Attach at ", rpc_->address(),
+                                                    " did not complete within ",
+                                                    absl::FormatDuration(rpc_->call_timeout())));
+  }
+  return Health();
+}
+
+absl::Status SessionState::MapArenas() {
+  absl::StatusOr<HandoverArenas> handover =
+      ConnectHandover(handover_socket_, boot_id_, id_, rpc_->call_timeout());
+  if (!handover.ok()) {
+    return absl::Status(handover.status().code(), absl::StrCat("hand-over at ", handover_socket_,
+                                                               ": ", handover.status().message()));
+  }
+  handover_ = *std::move(handover);
+  return absl::OkStatus();
+}
+
+std::span<std::byte> SessionState::ArenaBytes(uint32_t arena) const {
+  if (arena >= handover_.arenas.size() || handover_.arenas[arena] == nullptr) return {};
+  return {handover_.arenas[arena]->base(), handover_.arenas[arena]->bytes()};
+}
+
+void SessionState::ReadEvents() {
+  v1::AttachEvent event;
+  while (stream_->Read(&event)) {
+    if (event.has_attached() && !attached_.HasBeenNotified()) {
+      id_ = event.attached().session_id();
+      boot_id_ = event.attached().boot_id();
+      handover_socket_ = event.attached().handover_socket();
+      attached_.Notify();
+    } else if (event.has_draining()) {
+      draining_.store(true, std::memory_order_relaxed);
+    }
+  }
+  const grpc::Status end = stream_->Finish();
+  if (!attached_.HasBeenNotified()) {
+    Lose(end.ok() ? absl::UnavailableError("Attach ended without a session")
+                  : rpc_->ToStatus(end, "Attach", rpc_->call_timeout()));
+    attached_.Notify();
+    return;
+  }
+  Lose(absl::UnavailableError(
+      absl::StrFormat("session %016x is lost: %s", id_,
+                      end.ok() ? "the daemon ended it"
+                               : absl::StrCat("its stream broke (", end.error_message(), ")"))));
+}
+
+void SessionState::Lose(absl::Status why) {
+  {
+    absl::MutexLock lock(&mutex_);
+    health_ = std::move(why);
+  }
+  lost_.Notify();
+}
+
+absl::Status SessionState::Health() const {
+  absl::MutexLock lock(&mutex_);
+  return health_;
+}
+
+absl::Status SessionState::Explain(const absl::Status& error) {
+  const bool suspicious = absl::IsNotFound(error) || absl::IsPermissionDenied(error) ||
+                          absl::IsUnavailable(error) || absl::IsFailedPrecondition(error) ||
+                          absl::IsCancelled(error);
+  if (!suspicious || !lost_.WaitForNotificationWithTimeout(kStreamEndGrace)) return error;
+  return Health();
+}
+
+void SessionState::Close() {
+  if (!reader_.joinable()) return;
+  context_.TryCancel();
+  reader_.join();
+}
+
+}  // namespace client
+}  // namespace larder

@@ -1,0 +1,100 @@
+// SessionState: what a Session and its leases share: the stream, the mappings, and whether
+// both are still good. Internal to client/.
+//
+// Thread safety: thread-safe.
+//
+// Invariants:
+//   1. Health goes from OK to an error once and stays there.
+//   2. One thread reads the stream; it is joined by Close, which only ~Session calls.
+//   3. The mappings live as long as this object.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "client/rpc.h"
+#include "client/session.h"
+#include "storage/handover.h"
+
+namespace larder {
+inline namespace client {
+
+class SessionState {
+ public:
+  // Attaches and maps. Errors are those of Attach, and those of the hand-over.
+  static absl::StatusOr<std::shared_ptr<SessionState>> Open(std::shared_ptr<Rpc> rpc,
+                                                            std::string_view worker,
+                                                            const SessionOptions& options);
+  ~SessionState();
+  SessionState(const SessionState&) = delete;
+  SessionState& operator=(const SessionState&) = delete;
+
+  // Ends the stream and joins its reader. Idempotent; one caller.
+  void Close();
+
+  uint64_t id() const { return id_; }
+  uint64_t boot_id() const { return boot_id_; }
+  bool draining() const { return draining_.load(std::memory_order_relaxed); }
+  absl::Status Health() const ABSL_LOCKS_EXCLUDED(mutex_);
+  const Rpc& rpc() const { return *rpc_; }
+  // Empty where it is not mapped.
+  std::span<std::byte> ArenaBytes(uint32_t arena) const;
+
+  // A unary call of this session: not sent when the session is lost.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(
+      grpc::Status (v1::KvCache::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+      const Request& request, std::string_view name, absl::Duration timeout) {
+    if (absl::Status health = Health(); !health.ok()) return health;
+    absl::StatusOr<Response> response = rpc_->Call(rpc_->kv(), method, request, name, timeout);
+    if (response.ok()) return response;
+    return Explain(response.status());
+  }
+
+  // A restarted daemon does not know this session (NOT_FOUND, or another session's
+  // PERMISSION_DENIED): when the stream has ended too, says that instead.
+  absl::Status Explain(const absl::Status& error);
+
+ private:
+  SessionState(std::shared_ptr<Rpc> rpc, std::string_view worker);
+
+  absl::Status WaitUntilAttached();
+  absl::Status MapArenas();
+  void ReadEvents();
+  void Lose(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Constant once Open has returned.
+  const std::shared_ptr<Rpc> rpc_;
+  uint64_t id_ = 0;
+  uint64_t boot_id_ = 0;
+  std::string handover_socket_;
+  HandoverArenas handover_;
+
+  // Self-synchronised.
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<v1::AttachEvent>> stream_;
+  absl::Notification attached_;  // or failed: see Health
+  absl::Notification lost_;
+  std::atomic<bool> draining_ = false;
+  std::thread reader_;
+
+  mutable absl::Mutex mutex_;
+  absl::Status health_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace client
+}  // namespace larder

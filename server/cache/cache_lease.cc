@@ -1,0 +1,307 @@
+// Leases: reserve, publish, move back, share, let go.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "server/cache/cache_state.h"
+#include "storage/check.h"
+
+namespace larder {
+namespace {
+
+std::string TierText(Tier tier) { return std::string(TierName(tier)); }
+
+}  // namespace
+
+absl::Status Cache::Exhausted(const ModelState& model, Tier tier, uint64_t blocks) {
+  s_->counters.exhausted += 1;
+  const SlotAllocator& slots = s_->tiers[larder::Index(tier)].slots;
+  const SlotAllocator::Pool pool = model.pool[larder::Index(tier)];
+  const uint64_t stride = slots.stride(pool);
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "tier ", TierText(tier), ": ", blocks, " blocks (", blocks * stride, " bytes) asked for, ",
+      slots.free(pool) * stride, " bytes free, and too much of the model's ",
+      slots.taken(pool) * stride, " bytes is pinned, reserved or moving"));
+}
+
+absl::Status Cache::CheckLeaseCount(const Session& session) {
+  if (session.leases.size() < options_.leases_per_session_max) return absl::OkStatus();
+  s_->counters.exhausted += 1;
+  return absl::ResourceExhaustedError(absl::StrCat("leases: the session holds ",
+                                                   session.leases.size(), ", at most ",
+                                                   options_.leases_per_session_max));
+}
+
+Cache::Lease& Cache::NewLease(Session& session, ModelState& model) {
+  auto lease = std::make_unique<Lease>();
+  lease->id = s_->next_id++;
+  lease->session = &session;
+  lease->model = &model;
+  lease->opened = clock_.Now();
+  model.tree.Bind(lease->cursor, model.tree.Start());
+  session.leases[lease->id] = lease.get();
+  Lease& result = *lease;
+  s_->leases[result.id] = std::move(lease);
+  return result;
+}
+
+void Cache::FreeReserved(Lease& lease) {
+  const int tier = larder::Index(lease.reserved_tier);
+  for (Slot slot : lease.reserved) s_->tiers[tier].slots.Give(slot);
+  lease.model->held[tier] -= lease.reserved.size();
+  lease.reserved.clear();
+}
+
+void Cache::FreeDuplicates(Lease& lease, uint32_t from) {
+  std::erase_if(lease.duplicates, [&](const Lease::Duplicate& duplicate) {
+    if (duplicate.position < from) return false;
+    if (duplicate.slot.use_count() == 1) {
+      const int tier = larder::Index(duplicate.slot->tier);
+      s_->tiers[tier].slots.Give(duplicate.slot->slot);
+      lease.model->held[tier] -= 1;
+    }
+    return true;
+  });
+}
+
+// The unshared tail of a finished conversation may go before anything else.
+void Cache::MarkFinished(Lease& lease) {
+  HiRadixTree& tree = lease.model->tree;
+  const HiRadixTree::Position at = tree.Resolve(lease.cursor);
+  if (at.node == tree.root() || at.end != at.node->end() || !at.node->children.empty()) return;
+  for (TreeBlock& block : at.node->blocks) block.rank = policy_->Finished(block.rank);
+  tree.Reorder(at.node);
+}
+
+void Cache::DropLease(Lease& lease, bool session_over) {
+  for (PrefetchId id : lease.prefetches) {
+    const auto found = s_->prefetches.find(id);
+    if (found == s_->prefetches.end()) continue;
+    s_->calls.push_back(std::move(found->second->on_progress));
+    s_->prefetches.erase(found);
+  }
+  for (FlushId id : lease.flushes) {
+    const auto found = s_->flushes.find(id);
+    if (found == s_->flushes.end()) continue;
+    s_->calls.push_back([done = std::move(found->second->on_done)] {
+      done(absl::CancelledError("lease_id: the lease was released"));
+    });
+    s_->flushes.erase(found);
+  }
+  if (session_over) MarkFinished(lease);
+  FreeReserved(lease);
+  FreeDuplicates(lease, 0);
+  UnpinFrom(lease, 0);
+  lease.model->tree.Unbind(lease.cursor);
+  lease.session->leases.erase(lease.id);
+  s_->leases.erase(lease.id);
+}
+
+LeaseState Cache::StateOf(const Lease& lease) const {
+  LeaseState state;
+  state.lease = lease.id;
+  state.end = lease.end();
+  state.reserved_blocks = static_cast<uint32_t>(lease.reserved.size());
+  // NVMe is prefix-closed: what is above a durable block is durable.
+  const HiRadixTree& tree = lease.model->tree;
+  const HiRadixTree::Position at = tree.Resolve(lease.cursor);
+  state.durable_blocks = at.end;
+  for (const TreeNode* node = at.node; state.durable_blocks > 0;) {
+    if (state.durable_blocks <= node->begin) {
+      node = node->parent;
+    } else if (Durable(node->blocks[state.durable_blocks - node->begin - 1])) {
+      break;
+    } else {
+      state.durable_blocks -= 1;
+    }
+  }
+  return state;
+}
+
+absl::StatusOr<std::vector<SlotRun>> Cache::Reserve(SessionId session, LeaseId lease_id,
+                                                    uint32_t position, uint32_t count,
+                                                    std::optional<Tier> wanted) {
+  absl::StatusOr<Tier> tier = MemoryTier(wanted);
+  if (!tier.ok()) return tier.status();
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease_id);
+  if (!found.ok()) return found.status();
+  Lease& lease = **found;
+  ModelState& model = *lease.model;
+  if (position != lease.end()) {
+    return absl::AbortedError(absl::StrCat("position: ", position,
+                                           " given, the lease's end is at block ", lease.end()));
+  }
+  if (!lease.reserved.empty() && lease.reserved_tier != *tier) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("tier: ", TierText(*tier), " given, but ", lease.reserved.size(),
+                     " blocks are reserved in ", TierText(lease.reserved_tier)));
+  }
+  const int t = larder::Index(*tier);
+  if (count > lease.reserved.size()) {
+    const uint64_t more = count - lease.reserved.size();
+    const uint64_t loose = s_->tiers[t].slots.free(model.pool[t]) + model.blocks[t] -
+                           model.pinned[t];
+    // With one model this is all there can be; with several, slabs may still change hands.
+    if (s_->models.size() == 1 && more > loose) return Exhausted(model, *tier, more);
+    std::vector<Slot> taken;
+    while (taken.size() < more) {
+      const Slot slot = TakeSlot(model, *tier, /*drop_dirty=*/true);
+      if (!slot) break;
+      taken.push_back(slot);
+    }
+    if (taken.size() < more) {
+      for (Slot slot : taken) s_->tiers[t].slots.Give(slot);
+      return Exhausted(model, *tier, more);
+    }
+    lease.reserved_tier = *tier;
+    lease.reserved.insert(lease.reserved.end(), taken.begin(), taken.end());
+    model.held[t] += more;
+  }
+  SlotRun run{*tier, position, {}};
+  run.slots.assign(lease.reserved.begin(), lease.reserved.begin() + count);
+  return std::vector<SlotRun>{std::move(run)};
+}
+
+absl::Status Cache::CheckPut(const Lease& lease, uint32_t position,
+                             std::span<const uint32_t> tokens) const {
+  const uint32_t block_tokens = lease.model->model.spec.block_tokens;
+  if (position != lease.end()) {
+    return absl::AbortedError(absl::StrCat("position: ", position,
+                                           " given, the lease's end is at block ", lease.end()));
+  }
+  if (tokens.empty() || tokens.size() % block_tokens != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("tokens: ", tokens.size(),
+                                                   " given, must be a multiple of ", block_tokens,
+                                                   " and at least that many"));
+  }
+  const uint64_t count = tokens.size() / block_tokens;
+  if (count > lease.reserved.size()) {
+    return absl::FailedPreconditionError(absl::StrCat("tokens: ", count, " blocks given, but only ",
+                                                      lease.reserved.size(), " are reserved"));
+  }
+  const HiRadixTree::Position at = lease.model->tree.Resolve(lease.cursor);
+  if (at.end == 0) return absl::OkStatus();
+  const TreeBlock& last = at.node->blocks[at.end - at.node->begin - 1];
+  const bool readable =
+      lease.reserved_tier == Tier::kGpu ? static_cast<bool>(last.In(Tier::kGpu)) : last.InMemory();
+  if (readable) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "position: block ", at.end - 1, " of the lease, before the first new one, is not in ",
+      lease.reserved_tier == Tier::kGpu ? "GPU" : "GPU or HOST",
+      "; Prefetch the lease there, or Truncate it, before Put"));
+}
+
+// Makes the first reserved blocks part of the tree at the lease's end. Where another worker's
+// block is canonical: its tier may lack a copy, then ours becomes it; or ours stays a
+// duplicate of this lease, because its kernels may be reading it.
+void Cache::Publish(Lease& lease, std::span<const uint32_t> tokens) {
+  ModelState& model = *lease.model;
+  HiRadixTree& tree = model.tree;
+  const Tier tier = lease.reserved_tier;
+  const int t = larder::Index(tier);
+  const uint32_t begin = lease.end();
+  const HiRadixTree::Position matched = tree.Match(tree.Resolve(lease.cursor), tokens);
+  const uint64_t known = uint64_t{matched.end - begin} * tree.block_tokens();
+  const HiRadixTree::Position at = tree.Append(matched, tokens.subspan(known));
+  s_->operation += 1;
+  for (const PathPart& part : tree.PathTo(at, begin)) {
+    for (uint32_t i = part.begin; i < part.end; ++i) {
+      const uint32_t position = part.node->begin + i;
+      TreeBlock& block = part.node->blocks[i];
+      const Slot slot = lease.reserved[position - begin];
+      block.rank = policy_->Touched(block.rank, s_->operation);
+      if (block.In(tier)) {
+        lease.duplicates.push_back(
+            {position, std::make_shared<const SlotRef>(SlotRef{tier, slot})});
+        s_->counters.duplicate_blocks += 1;
+        continue;
+      }
+      tree.Attach(part.node, i, tier, slot);
+      model.blocks[t] += 1;
+      model.held[t] -= 1;
+      if (tier == Tier::kHost) {
+        NoteInHost(model, part.node, i);
+      } else if (Durable(block)) {
+        s_->nvme.SetInMemory(block.In(Tier::kNvme), true);
+      }
+    }
+  }
+  tree.Bind(lease.cursor, at);
+  lease.reserved.erase(lease.reserved.begin(), lease.reserved.begin() + (at.end - begin));
+  PinRange(lease, tier, tier == Tier::kGpu ? lease.gpu_end : begin, at.end);
+  s_->counters.put_blocks += at.end - begin;
+}
+
+absl::StatusOr<LeaseState> Cache::Put(SessionId session, LeaseId lease, uint32_t position,
+                                      std::span<const uint32_t> tokens) {
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease);
+  if (!found.ok()) return found.status();
+  if (absl::Status status = CheckPut(**found, position, tokens); !status.ok()) return status;
+  Publish(**found, tokens);
+  return StateOf(**found);
+}
+
+absl::StatusOr<LeaseState> Cache::Truncate(SessionId session, LeaseId lease_id,
+                                           uint32_t position) {
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease_id);
+  if (!found.ok()) return found.status();
+  Lease& lease = **found;
+  if (position > lease.end()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "position: ", position, " given, at most the lease's end, block ", lease.end()));
+  }
+  FreeReserved(lease);
+  FreeDuplicates(lease, position);
+  for (PrefetchId id : lease.prefetches) {
+    const auto prefetch = s_->prefetches.find(id);
+    if (prefetch == s_->prefetches.end()) continue;
+    PrefetchState& p = *prefetch->second;
+    p.promised = std::min(p.promised, position);
+    p.ready = std::min(p.ready, position);
+    s_->calls.push_back(p.on_progress);
+  }
+  UnpinFrom(lease, position);
+  return StateOf(lease);
+}
+
+absl::StatusOr<LeaseState> Cache::Fork(SessionId session, LeaseId lease_id) {
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease_id);
+  if (!found.ok()) return found.status();
+  Lease& from = **found;
+  if (absl::Status status = CheckLeaseCount(*from.session); !status.ok()) return status;
+  Lease& fork = NewLease(*from.session, *from.model);
+  fork.model->tree.Bind(fork.cursor, from.model->tree.Resolve(from.cursor));
+  if (from.gpu_end > 0) PinRange(fork, Tier::kGpu, 0, from.gpu_end);
+  for (const Lease::PinnedRange& range : from.pins) {
+    PinRange(fork, range.tier, range.begin, range.end);
+  }
+  fork.duplicates = from.duplicates;
+  return StateOf(fork);
+}
+
+absl::Status Cache::Release(SessionId session, LeaseId lease, bool session_over) {
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease);
+  if (!found.ok()) return found.status();
+  DropLease(**found, session_over);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LeaseState> Cache::GetLease(SessionId session, LeaseId lease) const {
+  absl::MutexLock lock(&mu_);
+  absl::StatusOr<Lease*> found = FindLease(session, lease);
+  if (!found.ok()) return found.status();
+  return StateOf(**found);
+}
+
+absl::StatusOr<Model> Cache::ModelOfLease(SessionId session, LeaseId lease) const {
+  absl::MutexLock lock(&mu_);
+  absl::StatusOr<Lease*> found = FindLease(session, lease);
+  if (!found.ok()) return found.status();
+  return (*found)->model->model;
+}
+
+}  // namespace larder

@@ -1,0 +1,194 @@
+// Prefetch and Flush: moves that somebody waits for.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "server/cache/cache_state.h"
+#include "storage/check.h"
+
+namespace larder {
+namespace {
+
+bool ReadableIn(const TreeBlock& block, Tier tier) {
+  return tier == Tier::kGpu ? static_cast<bool>(block.In(Tier::kGpu)) : block.InMemory();
+}
+
+}  // namespace
+
+// Sees to it that block `index` of the node gets to the prefetch's tier. False when there is
+// no slot for it, or no copy of it. Taking slots may reshape the tree: the caller finds its
+// place again afterwards.
+bool Cache::ClaimForPrefetch(PrefetchState& prefetch, uint32_t position) {
+  ModelState& model = *prefetch.lease->model;
+  Cursor cursor;
+  const HiRadixTree::Position lease_end = model.tree.Resolve(prefetch.lease->cursor);
+  model.tree.Bind(cursor, {lease_end.node, position + 1});
+  const auto block_at = [&]() -> std::pair<TreeNode*, uint32_t> {
+    TreeNode* node = model.tree.Resolve(cursor).node;
+    return {node, position - node->begin};
+  };
+  const auto join = [&](Move& move) {
+    move.askers.push_back(prefetch.id);
+    RaiseMove(move);
+  };
+  const auto claim = [&]() -> bool {
+    auto [node, index] = block_at();
+    if (ReadableIn(node->blocks[index], prefetch.tier)) return true;
+    Move* to_host = FindMove(node->blocks[index], Tier::kHost);
+    if (to_host != nullptr) RaiseMove(*to_host);
+    if (Move* move = FindMove(node->blocks[index], prefetch.tier)) {
+      join(*move);
+      return true;
+    }
+    const std::optional<Tier> source = BestTier(node->blocks[index]);
+    if (!source.has_value()) return false;
+    SlotRef host{Tier::kHost, node->blocks[index].In(Tier::kHost)};
+    if (*source == Tier::kNvme && to_host == nullptr) {
+      host.slot = TakeSlot(model, Tier::kHost, /*drop_dirty=*/false);
+      if (!host.slot) return false;
+      std::tie(node, index) = block_at();
+      to_host = StartMove(model, node, index, {Tier::kNvme, node->blocks[index].In(Tier::kNvme)},
+                          host, MoveClass::kWaiting);
+    } else if (*source == Tier::kNvme) {
+      host = to_host->to;
+    }
+    if (prefetch.tier == Tier::kHost) {
+      join(*to_host);
+      return true;
+    }
+    const Slot gpu = TakeSlot(model, Tier::kGpu, /*drop_dirty=*/false);
+    if (!gpu) return false;
+    std::tie(node, index) = block_at();
+    join(*StartMove(model, node, index, host, {Tier::kGpu, gpu}, MoveClass::kWaiting));
+    return true;
+  };
+  const bool claimed = claim();
+  model.tree.Unbind(cursor);
+  return claimed;
+}
+
+absl::StatusOr<PrefetchId> Cache::Prefetch(SessionId session, LeaseId lease_id,
+                                           std::optional<Tier> wanted,
+                                           std::function<void()> on_progress) {
+  absl::StatusOr<Tier> tier = MemoryTier(wanted);
+  if (!tier.ok()) return tier.status();
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease_id);
+  if (!found.ok()) return found.status();
+  auto owned = std::make_unique<PrefetchState>();
+  PrefetchState& prefetch = *owned;
+  prefetch.id = s_->next_id++;
+  prefetch.lease = *found;
+  prefetch.tier = *tier;
+  prefetch.on_progress = std::move(on_progress);
+  s_->prefetches[prefetch.id] = std::move(owned);
+  std::erase_if(prefetch.lease->prefetches,
+                [&](PrefetchId id) { return !s_->prefetches.contains(id); });
+  prefetch.lease->prefetches.push_back(prefetch.id);
+  // What is there already is the path's beginning (both sets are prefix-closed). It is pinned
+  // first, so that making room for the rest cannot take it.
+  prefetch.promised = prefetch.lease->end();
+  Advance(prefetch);
+  prefetch.promised = prefetch.ready;
+  while (prefetch.promised < prefetch.lease->end() &&
+         ClaimForPrefetch(prefetch, prefetch.promised)) {
+    prefetch.promised += 1;
+  }
+  if (prefetch.promised < prefetch.lease->end()) {
+    HiRadixTree& tree = prefetch.lease->model->tree;
+    TreeNode* node = tree.Resolve(prefetch.lease->cursor).node;
+    while (prefetch.promised < node->begin) node = node->parent;
+    if (!BestTier(node->blocks[prefetch.promised - node->begin])) {
+      prefetch.unreadable = prefetch.promised;
+    }
+  }
+  Advance(prefetch);
+  return prefetch.id;
+}
+
+// Blocks that have arrived are pinned where they now are and made ready to be given out.
+void Cache::Advance(PrefetchState& prefetch) {
+  Lease& lease = *prefetch.lease;
+  const HiRadixTree& tree = lease.model->tree;
+  uint32_t ready = prefetch.ready;
+  bool stopped = false;
+  for (const PathPart& part : tree.PathTo(tree.Resolve(lease.cursor), ready)) {
+    for (uint32_t i = part.begin; i < part.end && !stopped; ++i) {
+      stopped = ready == prefetch.promised || !ReadableIn(part.node->blocks[i], prefetch.tier);
+      ready += !stopped;
+    }
+  }
+  if (ready == prefetch.ready) return;
+  for (SlotRun& run : PinBest(lease, prefetch.ready, ready)) {
+    prefetch.runs.push_back(std::move(run));
+  }
+  prefetch.ready = ready;
+  s_->calls.push_back(prefetch.on_progress);
+}
+
+absl::StatusOr<PrefetchUpdate> Cache::PollPrefetch(PrefetchId id) {
+  Section section(*this);
+  const auto found = s_->prefetches.find(id);
+  if (found == s_->prefetches.end()) {
+    return absl::NotFoundError("lease_id: the prefetch has ended, or its lease was released");
+  }
+  PrefetchState& prefetch = *found->second;
+  PrefetchUpdate update;
+  update.runs = std::move(prefetch.runs);
+  prefetch.runs.clear();
+  update.ready_blocks = prefetch.ready;
+  update.promised_blocks = prefetch.promised;
+  const bool failed = prefetch.unreadable.has_value() && prefetch.ready >= *prefetch.unreadable;
+  if (failed) update.unreadable_position = prefetch.unreadable;
+  update.done = failed || prefetch.ready >= prefetch.promised;
+  if (update.done) s_->prefetches.erase(found);
+  return update;
+}
+
+void Cache::CancelPrefetch(PrefetchId id) {
+  Section section(*this);
+  s_->prefetches.erase(id);
+}
+
+// --- Flush -------------------------------------------------------------------------------
+
+absl::StatusOr<FlushId> Cache::Flush(SessionId session, LeaseId lease_id,
+                                     std::function<void(absl::Status)> on_done) {
+  if (options_.tiers[larder::Index(Tier::kNvme)].bytes == 0) {
+    return absl::FailedPreconditionError("flush: this daemon has no NVME tier");
+  }
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease_id);
+  if (!found.ok()) return found.status();
+  if (!s_->nvme_writable) {
+    return absl::UnavailableError("flush: tier NVME is degraded and takes no writes");
+  }
+  auto flush = std::make_unique<FlushState>();
+  flush->id = s_->next_id++;
+  flush->lease = *found;
+  flush->on_done = std::move(on_done);
+  const FlushId id = flush->id;
+  std::erase_if((*found)->flushes, [&](FlushId each) { return !s_->flushes.contains(each); });
+  (*found)->flushes.push_back(id);
+  s_->flushes[id] = std::move(flush);
+  CheckFlushes();
+  return id;
+}
+
+bool Cache::CancelFlush(FlushId id) {
+  Section section(*this);
+  return s_->flushes.erase(id) > 0;
+}
+
+void Cache::CheckFlushes() {
+  for (auto it = s_->flushes.begin(); it != s_->flushes.end();) {
+    const LeaseState state = StateOf(*it->second->lease);
+    if (state.durable_blocks < state.end) {
+      ++it;
+      continue;
+    }
+    s_->calls.push_back([done = std::move(it->second->on_done)] { done(absl::OkStatus()); });
+    it = s_->flushes.erase(it);
+  }
+}
+
+}  // namespace larder

@@ -1,0 +1,158 @@
+#include "server/rpc/put_reactor.h"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/validate.h"
+
+namespace larder {
+
+PutReactor::PutReactor(const RpcContext& context, const v1::PutRequest& request,
+                       v1::LeaseState& response)
+    : WaitingReactor(context.calls, Method::kPut),
+      context_(context),
+      request_(request),
+      response_(response) {}
+
+void PutReactor::Advance(uint32_t signals) {
+  if ((signals & kStepStart) == 0) {
+    Poll();
+    return;
+  }
+  const bool on_lease = request_.lease_id() != 0;
+  const absl::StatusOr<Model> model =
+      on_lease ? context_.cache.ModelOfLease(request_.session_id(), request_.lease_id())
+               : context_.cache.FindModel(request_.model_id());
+  absl::Status status = model.status();
+  if (status.ok()) {
+    block_tokens_ = model->spec.block_tokens;
+    block_bytes_ = model->block_bytes;
+    status = ValidateInline(request_, block_tokens_, model->block_bytes);
+  }
+  if (!status.ok()) {
+    End(status);
+  } else if (on_lease) {
+    StartOnLease();
+  } else {
+    StartOnPrefix();
+  }
+}
+
+void PutReactor::StartOnLease() {
+  EndWith(Publish(request_.session_id(), request_.lease_id(), request_.position()));
+}
+
+void PutReactor::StartOnPrefix() {
+  std::vector<uint32_t> path(request_.prefix().begin(), request_.prefix().end());
+  path.insert(path.end(), request_.tokens().begin(), request_.tokens().end());
+  absl::StatusOr<std::shared_ptr<PathHold>> hold =
+      PathHold::OfPrefix(context_.cache, context_.sessions, request_.model_id(), path);
+  if (!hold.ok()) {
+    End(hold.status());
+    return;
+  }
+  hold_ = *std::move(hold);
+  const uint32_t wanted = static_cast<uint32_t>(path.size() / block_tokens_);
+  if (hold_->blocks() == wanted || !hold_->on_nvme()) {
+    PublishFrom(hold_->blocks());
+    return;
+  }
+  // New blocks in memory need their ancestors there.
+  const absl::StatusOr<PrefetchId> id = context_.cache.Prefetch(
+      hold_->session(), hold_->lease(), Tier::kHost, [weak = weak_from_this()] {
+        if (const auto self = weak.lock()) self->Signal(kStepNews);
+      });
+  if (!id.ok()) {
+    End(id.status());
+    return;
+  }
+  prefetch_ = *id;
+  Poll();
+}
+
+void PutReactor::Poll() {
+  if (!prefetch_) return;
+  const absl::StatusOr<PrefetchUpdate> update = context_.cache.PollPrefetch(*prefetch_);
+  if (update.ok() && !update->done) return;
+  prefetch_.reset();
+  if (!update.ok()) {
+    End(update.status());
+    return;
+  }
+  const uint32_t end = update->ready_blocks;
+  if (end < hold_->blocks()) {
+    const auto cut = context_.cache.Truncate(hold_->session(), hold_->lease(), end);
+    if (!cut.ok()) {
+      End(cut.status());
+      return;
+    }
+  }
+  PublishFrom(end);
+}
+
+void PutReactor::PublishFrom(uint32_t end) {
+  const uint32_t first = request_.position();
+  const uint32_t past = first + static_cast<uint32_t>(request_.tokens_size()) / block_tokens_;
+  if (end < first) {
+    End(absl::FailedPreconditionError(absl::StrCat("prefix: ", first, " blocks given, ", end,
+                                                   " of them are cached; put the others first")));
+    return;
+  }
+  absl::StatusOr<LeaseState> state = end == past
+                                         ? context_.cache.GetLease(hold_->session(), hold_->lease())
+                                         : Publish(hold_->session(), hold_->lease(), end);
+  if (state.ok()) state->lease = 0;
+  EndWith(state);
+}
+
+absl::StatusOr<LeaseState> PutReactor::Publish(SessionId session, LeaseId lease,
+                                               uint32_t position) {
+  Cache& cache = context_.cache;
+  const auto tokens =
+      ToSpan(request_.tokens()).subspan(size_t{position - request_.position()} * block_tokens_);
+  const absl::StatusOr<LeaseState> before = cache.GetLease(session, lease);
+  if (!before.ok()) return before.status();
+  const absl::StatusOr<std::vector<SlotRun>> runs = cache.Reserve(
+      session, lease, position, static_cast<uint32_t>(tokens.size() / block_tokens_), Tier::kHost);
+  if (!runs.ok()) return runs.status();
+  absl::Status copied = CopyIn(*runs, position);
+  absl::StatusOr<LeaseState> state =
+      copied.ok() ? cache.Put(session, lease, position, tokens) : copied;
+  if (!state.ok() && before->reserved_blocks == 0) {
+    cache.Truncate(session, lease, position).IgnoreError();
+  }
+  return state;
+}
+
+absl::Status PutReactor::CopyIn(const std::vector<SlotRun>& runs, uint32_t position) {
+  const char* from = request_.data().data() + (position - request_.position()) * block_bytes_;
+  for (const SlotRun& run : runs) {
+    if (context_.arenas[Index(run.tier)].empty()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("data: the reserved blocks are in ", ToAbsl(TierName(run.tier)),
+                       ", which the daemon cannot write; publish them in place"));
+    }
+    for (const Slot slot : run.slots) {
+      std::memcpy(context_.At(run.tier, slot), from, block_bytes_);
+      from += block_bytes_;
+    }
+  }
+  return absl::OkStatus();
+}
+
+void PutReactor::EndWith(const absl::StatusOr<LeaseState>& state) {
+  if (state.ok()) ToProto(*state, response_);
+  hold_.reset();
+  End(state.status());
+}
+
+void PutReactor::Cancelled() {
+  if (prefetch_) context_.cache.CancelPrefetch(*prefetch_);
+  prefetch_.reset();
+  hold_.reset();
+}
+
+}  // namespace larder

@@ -1,0 +1,54 @@
+// PutReactor: a Put whose bytes come with it.
+//
+//   with a lease:     Reserve(HOST) -> copy into the arena -> Put
+//   without a lease:  a lease of the daemon's own on prefix + tokens -> [bring up what is only on
+//                     NVME] -> the same for the blocks that are not cached -> let go
+//
+// Thread safety: see waiting_reactor.h.
+//
+// Invariants:
+//   1. After an error the lease's end and its reserved blocks are what they were.
+//   2. Blocks that are cached already are not written again: a retry does nothing.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "larder/v1/kv_cache.pb.h"
+#include "server/rpc/context.h"
+#include "server/rpc/path_hold.h"
+#include "server/rpc/waiting_reactor.h"
+
+namespace larder {
+
+class PutReactor final : public WaitingReactor {
+ public:
+  // `request` is validated and has data.
+  PutReactor(const RpcContext& context, const v1::PutRequest& request, v1::LeaseState& response);
+
+ private:
+  void Advance(uint32_t signals) override;
+  void Cancelled() override;
+
+  void StartOnLease();
+  void StartOnPrefix();
+  void Poll();
+  // Without a lease: publishes what is past block `end` of the daemon's own.
+  void PublishFrom(uint32_t end);
+  // Publishes the request's blocks from `position` on.
+  absl::StatusOr<LeaseState> Publish(SessionId session, LeaseId lease, uint32_t position);
+  absl::Status CopyIn(const std::vector<SlotRun>& runs, uint32_t position);
+  void EndWith(const absl::StatusOr<LeaseState>& state);
+
+  const RpcContext& context_;
+  const v1::PutRequest& request_;
+  v1::LeaseState& response_;
+
+  // Touched by Step only.
+  std::shared_ptr<PathHold> hold_;
+  std::optional<PrefetchId> prefetch_;
+  uint32_t block_tokens_ = 0;
+  uint64_t block_bytes_ = 0;
+};
+
+}  // namespace larder

@@ -1,0 +1,83 @@
+#include "server/rpc/rpc_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace larder {
+namespace {
+
+// How long slices that gRPC still refers to are waited for after its server has stopped.
+constexpr absl::Duration kHoldsGrace = absl::Seconds(5);
+
+// The two plug-ins are process-wide switches of gRPC.
+void EnablePlugins() {
+  static const bool kOnce = [] {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    return true;
+  }();
+  static_cast<void>(kOnce);
+}
+
+void SetLimits(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(RpcServer::kReceiveBytesMax);
+  // Two daemons on one port would share its connections.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // A worker's host may vanish without a word; its sessions should not stay for ever.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  // Reflection alone is served synchronously; it needs no more than one thread.
+  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
+    const RpcContext& context, const std::vector<std::string>& addresses) {
+  EnablePlugins();
+  auto server = std::unique_ptr<RpcServer>(new RpcServer(context));
+  server->ports_.assign(addresses.size(), 0);
+  grpc::ServerBuilder builder;
+  SetLimits(builder);
+  for (size_t i = 0; i < addresses.size(); ++i) {
+    builder.AddListeningPort(addresses[i], grpc::InsecureServerCredentials(), &server->ports_[i]);
+  }
+  builder.RegisterService(&server->kv_cache_);
+  builder.RegisterService(&server->inspector_);
+  server->server_ = builder.BuildAndStart();
+  if (server->server_ != nullptr) return server;
+  for (size_t i = 0; i < addresses.size(); ++i) {
+    if (server->ports_[i] > 0) continue;
+    return absl::UnavailableError(
+        absl::StrCat("listen: ", addresses[i],
+                     " could not be bound: in use, not of this machine, or not allowed"));
+  }
+  return absl::UnavailableError("listen: gRPC did not start");
+}
+
+RpcServer::~RpcServer() { Stop(absl::Now()); }
+
+std::shared_ptr<grpc::Channel> RpcServer::InProcessChannel() {
+  return server_->InProcessChannel(grpc::ChannelArguments());
+}
+
+void RpcServer::Drain(absl::Duration grace) {
+  server_->GetHealthCheckService()->SetServingStatus(false);
+  context_.sessions.Drain(grace);
+}
+
+void RpcServer::Stop(absl::Time deadline) {
+  if (server_ == nullptr) return;
+  context_.sessions.CloseStreams(absl::UnavailableError("the daemon has stopped"));
+  server_->Shutdown(absl::ToChronoTime(deadline));
+  server_.reset();
+  context_.sessions.AwaitNoHolds(absl::Now() + kHoldsGrace);
+}
+
+}  // namespace larder

@@ -1,0 +1,59 @@
+// RpcServer: the gRPC server with both services, health and reflection.
+//
+//   Start -> SERVING -> Drain: health NOT_SERVING, workers told, nothing new granted
+//         -> Stop: streams end, calls get until the deadline
+//
+// Thread safety: Drain and Stop are called by one thread; everything else is gRPC's.
+//
+// Invariants:
+//   1. After Stop no handler runs, and no block is being read for a call.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/rpc/context.h"
+#include "server/rpc/inspector_service.h"
+#include "server/rpc/kv_cache_service.h"
+
+namespace larder {
+
+class RpcServer {
+ public:
+  // The largest request: a Put with its bytes.
+  static constexpr int kReceiveBytesMax = 256 << 20;
+
+  // Listens on `addresses`, each unix:PATH, unix-abstract:NAME or HOST:PORT; none: in-process
+  // channels only. `context` and what it names outlive the server. UNAVAILABLE names the
+  // address that could not be had.
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
+      const RpcContext& context, const std::vector<std::string>& addresses);
+  ~RpcServer();
+  RpcServer(const RpcServer&) = delete;
+  RpcServer& operator=(const RpcServer&) = delete;
+
+  // Port of each address; 0 or 1 for those that have none.
+  const std::vector<int>& ports() const { return ports_; }
+  std::shared_ptr<grpc::Channel> InProcessChannel();
+
+  void Drain(absl::Duration grace);
+  void Stop(absl::Time deadline);
+
+ private:
+  explicit RpcServer(const RpcContext& context)
+      : context_(context), kv_cache_(context), inspector_(context) {}
+
+  const RpcContext& context_;
+  KvCacheService kv_cache_;
+  InspectorService inspector_;
+  std::vector<int> ports_;
+  std::unique_ptr<grpc::Server> server_;  // null once stopped
+};
+
+}  // namespace larder

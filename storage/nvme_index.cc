@@ -1,0 +1,319 @@
+#include "storage/nvme_index.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "storage/check.h"
+
+namespace larder {
+
+NvmeIndex::NvmeIndex(SlotAllocator& slots) : slots_(slots), slabs_(slots.slab_count()) {
+  buckets_.resize(1024);
+}
+
+uint32_t NvmeIndex::Tag(const BlockKey& key) { return static_cast<uint32_t>(key.Prefix64()); }
+
+NvmeIndex::Entry& NvmeIndex::At(Slot slot) {
+  const SlotAllocator::Place place = slots_.Locate(slot);
+  return slabs_[place.slab][place.index];
+}
+
+const NvmeIndex::Entry& NvmeIndex::At(Slot slot) const {
+  return const_cast<NvmeIndex*>(this)->At(slot);
+}
+
+template <typename F>
+void NvmeIndex::ForEach(F&& f) const {
+  for (uint32_t slab = 0; slab < slabs_.size(); ++slab) {
+    for (uint32_t index = 0; index < slabs_[slab].size(); ++index) {
+      if (slabs_[slab][index].used) f(slots_.At({slab, index}), slabs_[slab][index]);
+    }
+  }
+}
+
+uint32_t NvmeIndex::Now() {
+  if (now_ == std::numeric_limits<uint32_t>::max()) {
+    // Once in four billion touches: halve all ages, which keeps their order.
+    for (auto& slab : slabs_) {
+      for (Entry& entry : slab) entry.touch /= 2;
+    }
+    for (auto& heap : heaps_) {
+      for (Candidate& candidate : heap) candidate.touch /= 2;
+    }
+    now_ /= 2;
+  }
+  return ++now_;
+}
+
+void NvmeIndex::Link(Slot slot, Entry& entry) {
+  Slot& bucket = buckets_[entry.tag & (buckets_.size() - 1)];
+  entry.next = bucket;
+  bucket = slot;
+}
+
+void NvmeIndex::Unlink(Slot slot, const Entry& entry) {
+  Slot* at = &buckets_[entry.tag & (buckets_.size() - 1)];
+  while (*at != slot) at = &At(*at).next;
+  *at = entry.next;
+}
+
+void NvmeIndex::GrowBuckets(uint64_t entries) {
+  if (entries <= buckets_.size()) return;
+  uint64_t count = buckets_.size();
+  while (count < entries) count *= 2;
+  buckets_.assign(count, Slot());
+  for (uint32_t slab = 0; slab < slabs_.size(); ++slab) {
+    for (uint32_t index = 0; index < slabs_[slab].size(); ++index) {
+      if (slabs_[slab][index].used) Link(slots_.At({slab, index}), slabs_[slab][index]);
+    }
+  }
+}
+
+Slot NvmeIndex::Find(const BlockKey& key, Slot parent) const {
+  const uint32_t tag = Tag(key);
+  for (Slot slot = buckets_[tag & (buckets_.size() - 1)]; slot; slot = At(slot).next) {
+    const Entry& entry = At(slot);
+    if (entry.tag == tag && entry.parent == parent && entry.durable) return slot;
+  }
+  return Slot();
+}
+
+NvmeIndex::Entry& NvmeIndex::Create(Slot slot, const BlockKey& key, Slot parent) {
+  const SlotAllocator::Place place = slots_.Locate(slot);
+  std::vector<Entry>& slab = slabs_[place.slab];
+  if (slab.size() != slots_.slots_in_slab(place.slab)) {
+    slab.assign(slots_.slots_in_slab(place.slab), Entry());
+    slab.shrink_to_fit();
+  }
+  GrowBuckets(size_ + 1);
+  Entry& entry = slab[place.index];
+  LARDER_CHECK(!entry.used);
+  entry = Entry();
+  entry.tag = Tag(key);
+  entry.parent = parent;
+  entry.used = 1;
+  entry.touch = Now();
+  if (parent) At(parent).children += 1;
+  Link(slot, entry);
+  size_ += 1;
+  return entry;
+}
+
+Slot NvmeIndex::Claim(SlotAllocator::Pool pool, const BlockKey& key, Slot parent) {
+  // The parent must not be the victim that makes room for its own child.
+  const bool was_held = parent && At(parent).held;
+  if (parent) At(parent).held = 1;
+  Slot slot = slots_.Take(pool);
+  while (!slot && EvictOne(pool)) slot = slots_.Take(pool);
+  if (parent && !was_held) Release(parent);
+  if (!slot) return slot;
+  Create(slot, key, parent).held = 1;
+  return slot;
+}
+
+bool NvmeIndex::MayClaim(SlotAllocator::Pool pool) const {
+  return slots_.free(pool) > 0 || (heaps_.size() > pool && heaps_[pool].size() > 1);
+}
+
+void NvmeIndex::Commit(Slot slot) {
+  Entry& entry = At(slot);
+  LARDER_CHECK(entry.used && !entry.durable && entry.held);
+  entry.durable = 1;
+  entry.in_memory = 1;
+  Release(slot);
+}
+
+void NvmeIndex::SetInMemory(Slot slot, bool in_memory) {
+  At(slot).in_memory = in_memory;
+  Offer(slot);
+}
+
+void NvmeIndex::Abort(Slot slot) {
+  LARDER_CHECK(At(slot).used && !At(slot).durable);
+  Condemn(slot);
+}
+
+void NvmeIndex::Condemn(Slot slot) {
+  Entry& entry = At(slot);
+  entry.durable = 0;
+  entry.held = 0;
+  entry.condemned = 1;
+  if (entry.children == 0) Remove(slot);
+}
+
+void NvmeIndex::Recover(Slot slot, const BlockKey& key, Slot parent) {
+  Create(slot, key, parent).durable = 1;
+  Offer(slot);
+}
+
+void NvmeIndex::Touch(Slot slot) { At(slot).touch = Now(); }
+
+void NvmeIndex::Hold(Slot slot) {
+  if (At(slot).durable) At(slot).held = 1;
+}
+
+void NvmeIndex::Release(Slot slot) {
+  At(slot).held = 0;
+  Offer(slot);
+}
+
+bool NvmeIndex::MayGo(const Entry& entry) {
+  return entry.durable && !entry.held && !entry.in_memory && entry.children == 0;
+}
+
+void NvmeIndex::Offer(Slot slot) {
+  Entry& entry = At(slot);
+  if (entry.candidate || !MayGo(entry)) return;
+  const SlotAllocator::Pool pool = slots_.PoolOf(slot);
+  if (heaps_.size() <= pool) heaps_.resize(pool + 1);
+  std::vector<Candidate>& heap = heaps_[pool];
+  if (heap.size() > 2 * size_ + 1024) {
+    std::erase_if(heap, [&](const Candidate& c) { return !IsCandidate(c.slot, pool); });
+    std::make_heap(heap.begin(), heap.end());
+  }
+  entry.candidate = 1;
+  heap.push_back({entry.touch, slot});
+  std::push_heap(heap.begin(), heap.end());
+}
+
+bool NvmeIndex::IsCandidate(Slot slot, SlotAllocator::Pool pool) const {
+  return slots_.IsTaken(slot) && slots_.PoolOf(slot) == pool && At(slot).candidate;
+}
+
+bool NvmeIndex::EvictOne(SlotAllocator::Pool pool) {
+  if (heaps_.size() <= pool) return false;
+  std::vector<Candidate>& heap = heaps_[pool];
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end());
+    const Candidate candidate = heap.back();
+    heap.pop_back();
+    if (!IsCandidate(candidate.slot, pool)) continue;  // it has gone by another way
+    Entry& entry = At(candidate.slot);
+    entry.candidate = 0;
+    if (!MayGo(entry)) continue;  // offered again when it may
+    if (entry.touch != candidate.touch) {
+      Offer(candidate.slot);
+      continue;
+    }
+    evictions_ += 1;
+    Remove(candidate.slot);
+    return true;
+  }
+  return false;
+}
+
+// Takes the entry out and gives its slot back; its parent ages no faster than it did.
+void NvmeIndex::Remove(Slot slot) {
+  if (on_drop_) on_drop_(slot);
+  Entry& entry = At(slot);
+  LARDER_CHECK(entry.children == 0);
+  Unlink(slot, entry);
+  const Slot parent = entry.parent;
+  const uint32_t touch = entry.touch;
+  const SlotAllocator::Place place = slots_.Locate(slot);
+  entry = Entry();
+  size_ -= 1;
+  slots_.Give(slot);
+  if (slots_.slots_in_slab(place.slab) == 0) slabs_[place.slab] = {};
+  if (parent) {
+    Entry& above = At(parent);
+    above.children -= 1;
+    above.touch = std::max(above.touch, touch);
+    if (above.condemned && above.children == 0) {
+      Remove(parent);
+    } else {
+      Offer(parent);
+    }
+  }
+}
+
+// Every entry at or below one for which `is_top` holds, descendants first. *blocked is set
+// when one of them cannot go.
+std::vector<Slot> NvmeIndex::Below(const std::function<bool(Slot)>& is_top, bool* blocked) const {
+  std::vector<std::pair<uint32_t, Slot>> found;  // (depth, slot)
+  ForEach([&](Slot slot, const Entry& entry) {
+    uint32_t depth = 0;
+    bool below = false;
+    for (Slot at = slot; at; at = At(at).parent, ++depth) below = below || is_top(at);
+    if (!below) return;
+    if (entry.held || !(entry.durable || entry.condemned)) *blocked = true;
+    found.emplace_back(depth, slot);
+  });
+  std::sort(found.begin(), found.end(), std::greater<>());
+  std::vector<Slot> slots;
+  for (const auto& [depth, slot] : found) slots.push_back(slot);
+  return slots;
+}
+
+// Descendants first; one that was condemned may have gone with its last child.
+void NvmeIndex::RemoveAll(const std::vector<Slot>& slots) {
+  for (Slot slot : slots) {
+    if (slots_.IsTaken(slot) && At(slot).used) Remove(slot);
+  }
+}
+
+bool NvmeIndex::Drop(Slot slot) {
+  bool blocked = false;
+  std::vector<Slot> doomed;
+  if (At(slot).children == 0) {
+    blocked = At(slot).held || !At(slot).durable;
+    doomed.push_back(slot);
+  } else {
+    doomed = Below([slot](Slot at) { return at == slot; }, &blocked);
+  }
+  if (blocked) return false;
+  RemoveAll(doomed);
+  return true;
+}
+
+bool NvmeIndex::ReclaimSlab(SlotAllocator::Pool pool) {
+  std::vector<Slot> best;
+  bool found = false;
+  for (uint32_t slab = 0; slab < slots_.slab_count(); ++slab) {
+    if (!slots_.SlabIsOf(slab, pool)) continue;
+    bool blocked = false;
+    std::vector<Slot> doomed =
+        Below([&](Slot at) { return slots_.Locate(at).slab == slab; }, &blocked);
+    if (blocked || (found && doomed.size() >= best.size())) continue;
+    best = std::move(doomed);
+    found = true;
+  }
+  RemoveAll(best);
+  evictions_ += best.size();
+  return found;
+}
+
+bool NvmeIndex::Is(Slot slot, uint32_t tag) const {
+  if (!slots_.IsTaken(slot)) return false;
+  const Entry& entry = At(slot);
+  return entry.used && entry.durable && entry.tag == tag;
+}
+
+uint64_t NvmeIndex::memory_bytes() const {
+  uint64_t bytes = buckets_.capacity() * sizeof(Slot);
+  for (const auto& slab : slabs_) bytes += slab.capacity() * sizeof(Entry);
+  for (const auto& heap : heaps_) bytes += heap.capacity() * sizeof(Candidate);
+  return bytes;
+}
+
+void NvmeIndex::CheckInvariants() const {
+  uint64_t count = 0;
+  std::vector<std::vector<uint32_t>> children(slabs_.size());
+  for (size_t slab = 0; slab < slabs_.size(); ++slab) children[slab].resize(slabs_[slab].size());
+  ForEach([&](Slot slot, const Entry& entry) {
+    LARDER_CHECK(slots_.IsTaken(slot));
+    count += 1;
+    if (!entry.parent) return;
+    LARDER_CHECK(At(entry.parent).used);
+    const SlotAllocator::Place place = slots_.Locate(entry.parent);
+    children[place.slab][place.index] += 1;
+  });
+  LARDER_CHECK(count == size_);
+  ForEach([&](Slot slot, const Entry& entry) {
+    const SlotAllocator::Place place = slots_.Locate(slot);
+    LARDER_CHECK(children[place.slab][place.index] == entry.children);
+    if (MayGo(entry)) LARDER_CHECK(entry.candidate);
+  });
+}
+
+}  // namespace larder

@@ -1,0 +1,49 @@
+// NvmeRecords: the records of all slots, in RocksDB. The only file that knows RocksDB is this
+// one's .cc.
+//
+// Thread safety: Get, Apply and Probe are thread-safe; Scan runs before any of them.
+//
+// Memory: a memtable of 2 MiB (twice at most) and a block cache of 8 MiB, indexes included.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "storage/nvme_format.h"
+#include "storage/types.h"
+
+namespace larder {
+
+class NvmeRecords {
+ public:
+  struct Change {
+    Slot slot;
+    std::optional<NvmeRecord> record;  // nullopt: delete
+  };
+  using KeepFn = std::function<bool(Slot, const NvmeRecord&)>;
+
+  // A damaged index is repaired as far as RocksDB can, and begun anew where it cannot: what
+  // it loses are misses. UNAVAILABLE: the file system fails.
+  static absl::StatusOr<std::unique_ptr<NvmeRecords>> Open(const std::string& path);
+  virtual ~NvmeRecords() = default;
+
+  // NOT_FOUND: none. DATA_LOSS: one that is damaged or of an unknown version.
+  virtual absl::StatusOr<NvmeRecord> Get(Slot slot) const = 0;
+
+  // All or nothing, in order. `sync`: durable when it returns OK.
+  virtual absl::Status Apply(std::span<const Change> changes, bool sync) = 0;
+
+  // Every good record in slot order; deletes those that `keep` rejects and those that are
+  // not good.
+  virtual absl::Status Scan(const KeepFn& keep) = 0;
+
+  // OK when records can be written durably (again).
+  virtual absl::Status Probe() = 0;
+};
+
+}  // namespace larder

@@ -1,0 +1,274 @@
+#include "storage/storage_mover.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "storage/copy.h"
+#include "storage/move_queue.h"
+
+namespace larder {
+namespace {
+
+// The pairs that are used. Copies first.
+enum Pair { kGpuToHost, kHostToGpu, kHostToNvme, kNvmeToHost, kPairCount };
+
+constexpr std::optional<Pair> PairOf(Tier from, Tier to) {
+  if (from == Tier::kGpu && to == Tier::kHost) return kGpuToHost;
+  if (from == Tier::kHost && to == Tier::kGpu) return kHostToGpu;
+  if (from == Tier::kHost && to == Tier::kNvme) return kHostToNvme;
+  if (from == Tier::kNvme && to == Tier::kHost) return kNvmeToHost;
+  return std::nullopt;
+}
+
+absl::string_view Name(Tier tier) { return {TierName(tier).data(), TierName(tier).size()}; }
+
+}  // namespace
+
+class StorageMover::Impl {
+ public:
+  Impl(Options options, DoneFn done) : options_(options), done_(std::move(done)) {
+    for (int i = 0; i < std::max(options_.copy_threads, 1); ++i) {
+      copiers_.emplace_back([this] { CopyLoop(); });
+    }
+  }
+  ~Impl();
+
+  absl::Status Submit(const MoveJob& job);
+  void Raise(MoveId id);
+  void Erase(Slot slot, const BlockKey& key) {
+    if (options_.nvme != nullptr) options_.nvme->Erase(slot, key);
+  }
+  bool Drain(absl::Time deadline);
+
+ private:
+  struct Place {
+    Pair pair;
+    MoveQueue::Position position;
+  };
+
+  uint64_t TierBytes(Tier tier) const;
+  absl::Status Check(const MoveJob& job, const SlotRef& end) const;
+  absl::Status CheckBoth(const MoveJob& job) const;
+  MoveJob PopLocked(Pair pair) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool NextCopy(MoveJob& job);
+  void CopyLoop();
+  bool NextNvme(MoveJob& job);
+  void PumpNvme();
+  void StartNvme(const MoveJob& job);
+  void FinishNvme(const MoveJob& job, absl::Status status);
+  void Finish(MoveId id, absl::Status status);
+  std::byte* At(const SlotRef& ref) const {
+    return (ref.tier == Tier::kGpu ? options_.gpu : options_.host)->At(ref.slot);
+  }
+
+  const Options options_;
+  const DoneFn done_;
+
+  absl::Mutex mu_;
+  absl::CondVar copy_queued_;
+  absl::CondVar idle_;
+  std::array<MoveQueue, kPairCount> queues_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<MoveId, Place> queued_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_order_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t unfinished_ ABSL_GUARDED_BY(mu_) = 0;        // accepted, DoneFn has not returned
+  uint64_t nvme_write_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // in flight
+  int nvme_reads_ ABSL_GUARDED_BY(mu_) = 0;             // in flight
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+
+  std::vector<std::thread> copiers_;  // last: they use all of the above
+};
+
+StorageMover::Impl::~Impl() {
+  std::vector<MoveId> cancelled;
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    for (const auto& [id, place] : queued_) cancelled.push_back(id);
+    queued_.clear();
+    queues_ = {};
+  }
+  copy_queued_.SignalAll();
+  for (const MoveId id : cancelled) {
+    Finish(id, absl::CancelledError("move: the mover stops before it started"));
+  }
+  {
+    absl::MutexLock lock(&mu_);
+    while (unfinished_ > 0) idle_.Wait(&mu_);
+  }
+  for (std::thread& thread : copiers_) thread.join();
+}
+
+uint64_t StorageMover::Impl::TierBytes(Tier tier) const {
+  if (tier == Tier::kNvme) return options_.nvme == nullptr ? 0 : options_.nvme->bytes();
+  const Arena* const arena = tier == Tier::kGpu ? options_.gpu : options_.host;
+  return arena == nullptr ? 0 : arena->bytes();
+}
+
+absl::Status StorageMover::Impl::Check(const MoveJob& job, const SlotRef& end) const {
+  const uint64_t bytes = TierBytes(end.tier);
+  if (end.slot && job.bytes > 0 && end.slot.offset() < bytes &&
+      job.bytes <= bytes - end.slot.offset()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("move ", job.id, ": ", Name(end.tier), " slot ",
+                                                 end.slot.number(), " with ", job.bytes,
+                                                 " bytes is not in a tier of ", bytes, " bytes"));
+}
+
+absl::Status StorageMover::Impl::CheckBoth(const MoveJob& job) const {
+  if (!PairOf(job.from.tier, job.to.tier)) {
+    return absl::InvalidArgumentError(absl::StrCat("move ", job.id, ": ", Name(job.from.tier),
+                                                   " -> ", Name(job.to.tier),
+                                                   " is not a pair that is used"));
+  }
+  absl::Status status = Check(job, job.from);
+  return status.ok() ? Check(job, job.to) : status;
+}
+
+absl::Status StorageMover::Impl::Submit(const MoveJob& job) {
+  if (absl::Status status = CheckBoth(job); !status.ok()) return status;
+  const Pair pair = *PairOf(job.from.tier, job.to.tier);
+  if (pair == kHostToNvme) {
+    if (const auto health = options_.nvme->health(); health.degraded) {
+      return absl::UnavailableError(
+          absl::StrCat("move ", job.id, ": NVME takes no writes: ", health.why));
+    }
+  }
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_) return absl::UnavailableError("move: the mover stops");
+    if (queued_.contains(job.id)) {
+      return absl::AlreadyExistsError(absl::StrCat("move ", job.id, " is queued already"));
+    }
+    MoveQueue& queue = queues_[pair];
+    if (queue.size(job.move_class) >= options_.queue_max) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("move ", job.id, ": the queue ", Name(job.from.tier), " -> ",
+                       Name(job.to.tier), " is full with ", options_.queue_max));
+    }
+    queued_.emplace(job.id, Place{pair, queue.Push(job, next_order_++)});
+    ++unfinished_;
+    if (pair <= kHostToGpu) copy_queued_.Signal();
+  }
+  if (pair > kHostToGpu) PumpNvme();
+  return absl::OkStatus();
+}
+
+void StorageMover::Impl::Raise(MoveId id) {
+  absl::MutexLock lock(&mu_);
+  const auto it = queued_.find(id);
+  if (it == queued_.end()) return;
+  queues_[it->second.pair].Raise(it->second.position, next_order_++);
+}
+
+MoveJob StorageMover::Impl::PopLocked(Pair pair) {
+  MoveJob job = queues_[pair].Pop();
+  queued_.erase(job.id);
+  return job;
+}
+
+// Waits. The oldest waiting job of both directions, else the oldest background job. False:
+// stopping.
+bool StorageMover::Impl::NextCopy(MoveJob& job) {
+  absl::MutexLock lock(&mu_);
+  while (queues_[kGpuToHost].empty() && queues_[kHostToGpu].empty()) {
+    if (stopping_) return false;
+    copy_queued_.Wait(&mu_);
+  }
+  const auto rank = [](const MoveQueue& queue) {
+    if (queue.empty()) return std::pair(2, uint64_t{0});
+    return std::pair(static_cast<int>(queue.Front().job.move_class), queue.Front().order);
+  };
+  job = PopLocked(rank(queues_[kGpuToHost]) < rank(queues_[kHostToGpu]) ? kGpuToHost : kHostToGpu);
+  return true;
+}
+
+void StorageMover::Impl::CopyLoop() {
+  MoveJob job;
+  while (NextCopy(job)) {
+    CopyBlock(At(job.to), At(job.from), job.bytes);
+    Finish(job.id, absl::OkStatus());
+  }
+}
+
+// A job that may be handed to NvmeStore now. Reads first.
+bool StorageMover::Impl::NextNvme(MoveJob& job) {
+  absl::MutexLock lock(&mu_);
+  if (!queues_[kNvmeToHost].empty() && nvme_reads_ < options_.nvme_reads_max) {
+    job = PopLocked(kNvmeToHost);
+    ++nvme_reads_;
+    return true;
+  }
+  MoveQueue& writes = queues_[kHostToNvme];
+  if (writes.empty()) return false;
+  // One write may always be under way, however large.
+  const uint64_t bytes = writes.Front().job.bytes;
+  if (nvme_write_bytes_ > 0 && nvme_write_bytes_ + bytes > options_.nvme_write_bytes_max) {
+    return false;
+  }
+  job = PopLocked(kHostToNvme);
+  nvme_write_bytes_ += bytes;
+  return true;
+}
+
+void StorageMover::Impl::PumpNvme() {
+  MoveJob job;
+  while (NextNvme(job)) StartNvme(job);
+}
+
+void StorageMover::Impl::StartNvme(const MoveJob& job) {
+  const auto done = [this, job](absl::Status status) { FinishNvme(job, std::move(status)); };
+  if (job.to.tier == Tier::kNvme) {
+    options_.nvme->Write(job.to.slot, {At(job.from), job.bytes}, job.record, done);
+  } else {
+    options_.nvme->Read(job.from.slot, {At(job.to), job.bytes}, job.record, done);
+  }
+}
+
+void StorageMover::Impl::FinishNvme(const MoveJob& job, absl::Status status) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (job.to.tier == Tier::kNvme) {
+      nvme_write_bytes_ -= job.bytes;
+    } else {
+      --nvme_reads_;
+    }
+  }
+  // The device first, then whoever waited: the next job starts while DoneFn runs.
+  PumpNvme();
+  Finish(job.id, std::move(status));
+}
+
+void StorageMover::Impl::Finish(MoveId id, absl::Status status) {
+  done_(id, std::move(status));
+  absl::MutexLock lock(&mu_);
+  if (--unfinished_ == 0) idle_.SignalAll();
+}
+
+bool StorageMover::Impl::Drain(absl::Time deadline) {
+  absl::MutexLock lock(&mu_);
+  while (unfinished_ > 0) {
+    if (idle_.WaitWithDeadline(&mu_, deadline)) return unfinished_ == 0;
+  }
+  return true;
+}
+
+StorageMover::StorageMover(Options options, DoneFn done)
+    : impl_(std::make_unique<Impl>(options, std::move(done))) {}
+StorageMover::~StorageMover() = default;
+absl::Status StorageMover::Submit(const MoveJob& job) { return impl_->Submit(job); }
+void StorageMover::Raise(MoveId id) { impl_->Raise(id); }
+void StorageMover::Erase(Slot nvme_slot, const BlockKey& key) { impl_->Erase(nvme_slot, key); }
+bool StorageMover::Drain(absl::Time deadline) { return impl_->Drain(deadline); }
+
+}  // namespace larder

@@ -1,0 +1,66 @@
+// StorageMover: the Mover of the real tiers. GPU (a shared-memory arena) <-> HOST by copying in
+// its own threads, HOST <-> NVME through NvmeStore. NVME <-> GPU directly is not used.
+//
+//                waiting     background
+//   GPU  -> HOST [ ][ ]      [ ][ ][ ][ ]  \  copy threads: the oldest waiting job first,
+//   HOST -> GPU  [ ]         [ ][ ]        /  then the oldest background job
+//   HOST -> NVME             [ ][ ][ ]     -> at most so many bytes handed to NvmeStore
+//   NVME -> HOST [ ]         [ ]           -> at most so many reads handed to NvmeStore
+//
+// Thread safety: thread-safe. DoneFn runs on a copy thread or a thread of NvmeStore's, without
+// a lock held; it may call Submit, Raise and Erase.
+//
+// Invariants:
+//   1. DoneFn is called exactly once for each accepted job, never from inside Submit.
+//   2. Of one pair no background job starts while a waiting one is queued.
+//   3. Each queue (pair and class) holds at most Options::queue_max jobs when one is accepted.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "storage/arena.h"
+#include "storage/mover.h"
+#include "storage/nvme_store.h"
+#include "storage/types.h"
+
+namespace larder {
+
+class StorageMover final : public Mover {
+ public:
+  struct Options {
+    Arena* gpu = nullptr;  // null: no such tier. Borrowed, outlive the mover.
+    Arena* host = nullptr;
+    NvmeStore* nvme = nullptr;
+    int copy_threads = 1;
+    size_t queue_max = 65536;  // jobs a tier pair and class
+    // In flight in NvmeStore. Writes must reach Options::sync_bytes of the store, or each of
+    // its groups waits for its delay; reads only have to keep the device busy.
+    uint64_t nvme_write_bytes_max = 64 << 20;
+    int nvme_reads_max = 16;
+  };
+
+  StorageMover(Options options, DoneFn done);
+
+  // Jobs that have not started are failed with CANCELLED; waits for the others.
+  ~StorageMover() override;
+
+  // INVALID_ARGUMENT: a pair of tiers that is not used or a slot outside of its tier.
+  // ALREADY_EXISTS: a job of that id is queued.
+  absl::Status Submit(const MoveJob& job) override;
+  void Raise(MoveId id) override;
+  void Erase(Slot nvme_slot, const BlockKey& key) override;
+
+  // Waits until nothing is queued or under way and every DoneFn has returned. False: the
+  // deadline passed first.
+  bool Drain(absl::Time deadline);
+
+ private:
+  class Impl;
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace larder

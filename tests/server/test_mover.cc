@@ -1,0 +1,82 @@
+#include "test_mover.h"
+
+#include <cstring>
+#include <utility>
+
+namespace larder {
+
+TestMover::TestMover(std::array<std::span<std::byte>, 2> arenas, CacheLink& link)
+    : arenas_(arenas), link_(link), thread_([this] { Run(); }) {}
+
+TestMover::~TestMover() {
+  {
+    absl::MutexLock lock(&mu_);
+    stop_ = true;
+  }
+  thread_.join();
+}
+
+absl::Status TestMover::Submit(const MoveJob& job) {
+  absl::MutexLock lock(&mu_);
+  jobs_.push_back(job);
+  return absl::OkStatus();
+}
+
+void TestMover::Erase(Slot nvme_slot, const BlockKey&) {
+  absl::MutexLock lock(&mu_);
+  nvme_.erase(nvme_slot.number());
+}
+
+void TestMover::Pause(bool paused) {
+  absl::MutexLock lock(&mu_);
+  paused_ = paused;
+}
+
+void TestMover::FailFrom(Tier tier, absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  failures_[tier] = std::move(status);
+}
+
+void TestMover::AwaitIdle() {
+  absl::MutexLock lock(&mu_);
+  mu_.Await(absl::Condition(this, &TestMover::Idle));
+}
+
+absl::Status TestMover::Copy(const MoveJob& job) {
+  if (const auto it = failures_.find(job.from.tier); it != failures_.end() && !it->second.ok()) {
+    return it->second;
+  }
+  const auto memory = [this](SlotRef ref) {
+    return arenas_[Index(ref.tier)].data() + ref.slot.offset();
+  };
+  if (job.to.tier == Tier::kNvme) {
+    const std::byte* const from = memory(job.from);
+    nvme_[job.to.slot.number()].assign(from, from + job.bytes);
+  } else if (job.from.tier == Tier::kNvme) {
+    const std::vector<std::byte>& from = nvme_[job.from.slot.number()];
+    if (from.size() != job.bytes) return absl::DataLossError("not the block asked for");
+    std::memcpy(memory(job.to), from.data(), job.bytes);
+  } else {
+    std::memcpy(memory(job.to), memory(job.from), job.bytes);
+  }
+  return absl::OkStatus();
+}
+
+void TestMover::Run() {
+  mu_.Lock();
+  while (true) {
+    mu_.Await(absl::Condition(this, &TestMover::Wake));
+    if (stop_) break;
+    const MoveJob job = jobs_.front();
+    jobs_.pop_front();
+    running_ = true;
+    absl::Status status = Copy(job);
+    mu_.Unlock();
+    link_.OnMoveDone(job.id, std::move(status));
+    mu_.Lock();
+    running_ = false;
+  }
+  mu_.Unlock();
+}
+
+}  // namespace larder
