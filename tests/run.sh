@@ -71,8 +71,8 @@ build() {
 }
 
 build_preset() {
-  cmake --preset "$1"
-  cmake --build --preset "$1" --parallel "$jobs" --target "${@:2}"
+  cmake --preset "$1" &&
+    cmake --build --preset "$1" --parallel "$jobs" --target "${@:2}"
 }
 
 # A number from the first line of ctest's report, e.g. attribute REPORT tests
@@ -104,7 +104,7 @@ run_tests() {
   record "$stage" $((SECONDS - started)) $((total - bad - left_out)) "$bad" "$left_out"
   if [[ $bad -gt 0 ]]; then
     failures+=("$stage: $log")
-    sed -n '/^The following tests FAILED/,$p' "$log"
+    tail -n 80 "$log"
   fi
 }
 

@@ -221,8 +221,8 @@ class Cache {
   absl::StatusOr<LookupResult> Lookup(SessionId session, ModelId model,
                                       std::span<const uint32_t> tokens,
                                       const LookupOptions& options);
-  // `tier` GPU or HOST; nullopt: the highest there is. See kv_cache.proto for the contract
-  // of each of these calls.
+  // `tier` GPU or HOST; nullopt: the highest that can take them. See kv_cache.proto for the
+  // contract of each of these calls.
   absl::StatusOr<std::vector<SlotRun>> Reserve(SessionId session, LeaseId lease,
                                                uint32_t position, uint32_t count,
                                                std::optional<Tier> tier);
@@ -313,6 +313,7 @@ class Cache {
   void FreeReserved(Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FreeDuplicates(Lease& lease, uint32_t from) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void MarkFinished(Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Tier ReserveTier(const Lease& lease) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckPut(const Lease& lease, uint32_t position,
                         std::span<const uint32_t> tokens) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

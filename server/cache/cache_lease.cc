@@ -117,15 +117,30 @@ LeaseState Cache::StateOf(const Lease& lease) const {
   return state;
 }
 
+// Where new blocks of the lease go when its worker does not say: GPU, unless the block before
+// them is not there and not on its way.
+Tier Cache::ReserveTier(const Lease& lease) const {
+  const Tier highest = *MemoryTier(std::nullopt);
+  if (!lease.reserved.empty()) return lease.reserved_tier;
+  if (highest == Tier::kHost || lease.end() == 0 ||
+      options_.tiers[larder::Index(Tier::kHost)].bytes == 0) {
+    return highest;
+  }
+  const HiRadixTree::Position at = lease.model->tree.Resolve(lease.cursor);
+  const TreeBlock& last = at.node->blocks[at.end - at.node->begin - 1];
+  const bool follows = last.In(Tier::kGpu) || FindMove(last, Tier::kGpu) != nullptr;
+  return follows ? Tier::kGpu : Tier::kHost;
+}
+
 absl::StatusOr<std::vector<SlotRun>> Cache::Reserve(SessionId session, LeaseId lease_id,
                                                     uint32_t position, uint32_t count,
                                                     std::optional<Tier> wanted) {
-  absl::StatusOr<Tier> tier = MemoryTier(wanted);
-  if (!tier.ok()) return tier.status();
+  if (absl::Status status = MemoryTier(wanted).status(); !status.ok()) return status;
   Section section(*this);
   absl::StatusOr<Lease*> found = FindLease(session, lease_id);
   if (!found.ok()) return found.status();
   Lease& lease = **found;
+  const absl::StatusOr<Tier> tier = wanted.has_value() ? *wanted : ReserveTier(lease);
   ModelState& model = *lease.model;
   if (position != lease.end()) {
     return absl::AbortedError(absl::StrCat("position: ", position,

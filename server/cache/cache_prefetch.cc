@@ -14,9 +14,9 @@ bool ReadableIn(const TreeBlock& block, Tier tier) {
 
 }  // namespace
 
-// Sees to it that block `index` of the node gets to the prefetch's tier. False when there is
-// no slot for it, or no copy of it. Taking slots may reshape the tree: the caller finds its
-// place again afterwards.
+// Sees to it that the block at `position` gets to the prefetch's tier. False when there is no
+// slot for it, or no copy of it. A block that is wanted now is worth more than the coldest
+// one, even where that is stored nowhere else. Taking slots may reshape the tree.
 bool Cache::ClaimForPrefetch(PrefetchState& prefetch, uint32_t position) {
   ModelState& model = *prefetch.lease->model;
   Cursor cursor;
@@ -43,7 +43,7 @@ bool Cache::ClaimForPrefetch(PrefetchState& prefetch, uint32_t position) {
     if (!source.has_value()) return false;
     SlotRef host{Tier::kHost, node->blocks[index].In(Tier::kHost)};
     if (*source == Tier::kNvme && to_host == nullptr) {
-      host.slot = TakeSlot(model, Tier::kHost, /*drop_dirty=*/false);
+      host.slot = TakeSlot(model, Tier::kHost, /*drop_dirty=*/true);
       if (!host.slot) return false;
       std::tie(node, index) = block_at();
       to_host = StartMove(model, node, index, {Tier::kNvme, node->blocks[index].In(Tier::kNvme)},
@@ -55,7 +55,7 @@ bool Cache::ClaimForPrefetch(PrefetchState& prefetch, uint32_t position) {
       join(*to_host);
       return true;
     }
-    const Slot gpu = TakeSlot(model, Tier::kGpu, /*drop_dirty=*/false);
+    const Slot gpu = TakeSlot(model, Tier::kGpu, /*drop_dirty=*/true);
     if (!gpu) return false;
     std::tie(node, index) = block_at();
     join(*StartMove(model, node, index, host, {Tier::kGpu, gpu}, MoveClass::kWaiting));
