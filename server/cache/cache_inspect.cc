@@ -215,7 +215,7 @@ std::pair<uint64_t, uint64_t> Cache::Evict(Tier tier, ModelId id, uint64_t block
 void Cache::CheckInvariants() const {
   absl::MutexLock lock(&mu_);
   std::array<absl::flat_hash_set<Slot>, kTierCount> owned;
-  const auto own = [&](Tier tier, Slot slot) {
+  const auto own = [&](Tier tier, Slot slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     LARDER_CHECK(s_->tiers[larder::Index(tier)].slots.IsTaken(slot));
     LARDER_CHECK(owned[larder::Index(tier)].insert(slot).second, "a slot has two owners");
   };
@@ -266,7 +266,7 @@ void Cache::CheckInvariants() const {
     model->tree.CheckInvariants();
     std::array<uint64_t, kTierCount> blocks{};
     std::array<uint64_t, kTierCount> pinned{};
-    model->tree.ForEachNode([&](TreeNode* node) {
+    model->tree.ForEachNode([&](TreeNode* node) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       for (uint32_t i = 0; i < node->size(); ++i) {
         const TreeBlock& block = node->blocks[i];
         const auto expected = pins.find({node, i});

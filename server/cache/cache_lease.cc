@@ -52,7 +52,7 @@ void Cache::FreeReserved(Lease& lease) {
 }
 
 void Cache::FreeDuplicates(Lease& lease, uint32_t from) {
-  std::erase_if(lease.duplicates, [&](const Lease::Duplicate& duplicate) {
+  const auto free = [&](const Lease::Duplicate& duplicate) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (duplicate.position < from) return false;
     if (duplicate.slot.use_count() == 1) {
       const int tier = larder::Index(duplicate.slot->tier);
@@ -60,7 +60,8 @@ void Cache::FreeDuplicates(Lease& lease, uint32_t from) {
       lease.model->held[tier] -= 1;
     }
     return true;
-  });
+  };
+  std::erase_if(lease.duplicates, free);
 }
 
 // The unshared tail of a finished conversation may go before anything else.

@@ -262,7 +262,7 @@ uint32_t Cache::CutByBreakEven(const ModelState& model,
                                double prefill_tokens_per_second, RestoreEstimate* estimate) const {
   const bool gpu = options_.tiers[larder::Index(Tier::kGpu)].bytes > 0;
   const double block_bytes = model.model.block_bytes;
-  const auto seconds = [&](Tier from, Tier to, double count) {
+  const auto seconds = [&](Tier from, Tier to, double count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const Hop& hop = HopOf(from, to);
     return (static_cast<double>(hop.queued_bytes) + count * block_bytes) / hop.BytesPerSecond();
   };

@@ -24,7 +24,7 @@ Cache::Hop& Cache::HopOf(Tier from, Tier to) const {
 
 // The move that brings this block to `to`, whatever it comes from.
 Cache::Move* Cache::FindMove(const TreeBlock& block, Tier to) const {
-  const auto find = [&](SlotRef from, Tier target) -> Move* {
+  const auto find = [&](SlotRef from, Tier target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> Move* {
     const auto found = s_->move_by_source.find({from, target});
     return found == s_->move_by_source.end() ? nullptr : found->second;
   };

@@ -85,7 +85,8 @@ std::vector<SlotRun> Cache::PinBest(Lease& lease, uint32_t begin, uint32_t end) 
 void Cache::UnpinFrom(Lease& lease, uint32_t position) {
   ModelState& model = *lease.model;
   const Path path = model.tree.PathTo(model.tree.Resolve(lease.cursor), position);
-  const auto unpin = [&](Tier tier, uint32_t begin, uint32_t end) {
+  const auto unpin = [&](Tier tier, uint32_t begin, uint32_t end)
+                         ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     for (const PathPart& part : path) {
       const uint32_t from = std::max(begin, part.node->begin + part.begin);
       const uint32_t to = std::min(end, part.node->begin + part.end);

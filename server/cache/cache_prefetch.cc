@@ -26,11 +26,11 @@ bool Cache::ClaimForPrefetch(PrefetchState& prefetch, uint32_t position) {
     TreeNode* node = model.tree.Resolve(cursor).node;
     return {node, position - node->begin};
   };
-  const auto join = [&](Move& move) {
+  const auto join = [&](Move& move) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     move.askers.push_back(prefetch.id);
     RaiseMove(move);
   };
-  const auto claim = [&]() -> bool {
+  const auto claim = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> bool {
     auto [node, index] = block_at();
     if (ReadableIn(node->blocks[index], prefetch.tier)) return true;
     Move* to_host = FindMove(node->blocks[index], Tier::kHost);
@@ -81,8 +81,8 @@ absl::StatusOr<PrefetchId> Cache::Prefetch(SessionId session, LeaseId lease_id,
   prefetch.tier = *tier;
   prefetch.on_progress = std::move(on_progress);
   s_->prefetches[prefetch.id] = std::move(owned);
-  std::erase_if(prefetch.lease->prefetches,
-                [&](PrefetchId id) { return !s_->prefetches.contains(id); });
+  std::erase_if(prefetch.lease->prefetches, [&](PrefetchId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(
+                                                mu_) { return !s_->prefetches.contains(id); });
   prefetch.lease->prefetches.push_back(prefetch.id);
   // What is there already is the path's beginning (both sets are prefix-closed). It is pinned
   // first, so that making room for the rest cannot take it.
@@ -167,7 +167,9 @@ absl::StatusOr<FlushId> Cache::Flush(SessionId session, LeaseId lease_id,
   flush->lease = *found;
   flush->on_done = std::move(on_done);
   const FlushId id = flush->id;
-  std::erase_if((*found)->flushes, [&](FlushId each) { return !s_->flushes.contains(each); });
+  std::erase_if((*found)->flushes, [&](FlushId each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return !s_->flushes.contains(each);
+  });
   (*found)->flushes.push_back(id);
   s_->flushes[id] = std::move(flush);
   CheckFlushes();
