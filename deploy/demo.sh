@@ -82,7 +82,7 @@ main() {
   cmake --build --preset release --target larderd larder
   local began=$SECONDS
 
-  directory=$(mktemp -d "${TMPDIR:-/tmp}/larder-demo-XXXXXX")
+  directory=$(mktemp --directory)
   say 'Starting larderd with three small tiers'
   start_daemon
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is tested, from a fresh checkout to one table.
 #
-#   tests/run.sh                 release, asan, tsan, clang: about 25 minutes on two cores
+#   tests/run.sh                 release, asan, tsan, clang: under half an hour on two cores
 #   tests/run.sh --quick         the release build and its tests only
 #   tests/run.sh [...] NAME...   of the tests, those whose name matches one of these
 #
@@ -80,10 +80,9 @@ attribute() {
   sed -n "s/.*[^a-z]$2=\"\([0-9]*\)\".*/\1/p" "$1" | head -n 1
 }
 
-# run_tests PRESET [CTEST ARGUMENT...]
+# run_tests PRESET
 run_tests() {
   local preset=$1 stage="tests $1" started=$SECONDS report log filter=()
-  shift
   report=$logs/tests-$preset.xml
   log=$logs/tests-$preset.log
   printf '== %s\n' "$stage"
@@ -91,7 +90,7 @@ run_tests() {
     filter=(--tests-regex "$(IFS='|' && printf '%s' "${names[*]}")")
   fi
   ctest --test-dir "build/$preset" --parallel "$jobs" --output-on-failure --no-tests=ignore \
-    --output-junit "$report" "${filter[@]}" "$@" >"$log" 2>&1 || true
+    --output-junit "$report" "${filter[@]}" >"$log" 2>&1 || true
   local total bad left_out
   total=$(attribute "$report" tests)
   bad=$(attribute "$report" failures)
@@ -114,8 +113,7 @@ if build release all; then
   run_tests release
 fi
 if [[ $quick == no ]]; then
-  # Long replays say nothing more under a sanitizer, only more slowly.
-  if build asan all; then run_tests asan --label-exclude slow; fi
+  if build asan all; then run_tests asan; fi
   # gRPC itself is not instrumented, so this is the part below it.
   if build tsan all; then run_tests tsan; fi
   build clang all header_checks || true

@@ -70,6 +70,7 @@ struct LookupOptions {
 struct LookupResult {
   LeaseId lease = 0;
   uint32_t matched_blocks = 0;  // whole path, the lease's earlier part included
+  uint32_t block_tokens = 0;    // the model's
   std::vector<SlotRun> runs;    // of the newly matched part
   RestoreEstimate restore;
 };

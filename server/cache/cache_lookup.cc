@@ -206,6 +206,7 @@ void Cache::AddCold(Probe& probe, std::span<const uint32_t> tokens, const ColdKe
 LookupResult Cache::Grant(Probe& probe, std::span<const uint32_t> tokens,
                           const LookupOptions& options, const ColdKeys& keys) {
   LookupResult result;
+  result.block_tokens = probe.model->tree.block_tokens();
   std::array<uint32_t, kTierCount> by_tier = {};
   if (options.peek || options.prefill_tokens_per_second > 0 || !probe.cold.empty()) {
     for (const SlotRun& run : RunsOf(probe)) {

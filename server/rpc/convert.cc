@@ -64,9 +64,9 @@ void ToProto(std::span<const SlotRun> runs, google::protobuf::RepeatedPtrField<v
   }
 }
 
-void ToProto(const LookupResult& result, uint32_t block_tokens, v1::LookupPrefixResponse& out) {
+void ToProto(const LookupResult& result, v1::LookupPrefixResponse& out) {
   out.set_lease_id(result.lease);
-  out.set_matched_tokens(result.matched_blocks * block_tokens);
+  out.set_matched_tokens(result.matched_blocks * result.block_tokens);
   ToProto(result.runs, *out.mutable_runs());
   v1::RestoreEstimate& restore = *out.mutable_restore();
   restore.set_bytes(result.restore.bytes);

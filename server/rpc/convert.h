@@ -29,7 +29,7 @@ v1::Tier ToProto(Tier tier);
 void ToProto(const Model& model, v1::Model& out);
 // A block's offset is its slot's; Run.arena is the tier's index in the hand-over.
 void ToProto(std::span<const SlotRun> runs, google::protobuf::RepeatedPtrField<v1::Run>& out);
-void ToProto(const LookupResult& result, uint32_t block_tokens, v1::LookupPrefixResponse& out);
+void ToProto(const LookupResult& result, v1::LookupPrefixResponse& out);
 void ToProto(const LeaseState& state, v1::LeaseState& out);
 void ToProto(const PrefetchUpdate& update, v1::PrefetchEvent& out);
 

@@ -46,16 +46,13 @@ grpc::ServerUnaryReactor* KvCacheService::LookupPrefix(Context* call,
     if (!request->peek()) {
       if (absl::Status status = context_.sessions.CheckAdmits(); !status.ok()) return status;
     }
-    const absl::StatusOr<Model> model = context_.cache.FindModel(request->model_id());
-    if (!model.ok()) return model.status();
     LookupOptions options;
     options.lease = request->lease_id();
     options.peek = request->peek();
     options.prefill_tokens_per_second = request->prefill_tokens_per_second();
     const absl::StatusOr<LookupResult> result = context_.cache.Lookup(
         request->session_id(), request->model_id(), ToSpan(request->tokens()), options);
-    if (result.ok()) ToProto(*result, model->spec.block_tokens, *response);
-    return result.status();
+    return Encode(result, *response);
   });
 }
 

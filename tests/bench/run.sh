@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Measures, and prints one table: a row a figure.
+#
+#   tests/bench/run.sh [--json FILE] [NAME...]
+#
+# Builds the release preset first. NAMEs are rows of the table (tests/bench/README.md lists them);
+# without any, all are measured, which takes about three minutes. --json also writes the table as a
+# list of objects with the keys name, value, unit, against, ratio, goal, met.
+#
+# LARDER_BENCH_DIR is the folder for the NVMe figures; it needs 2 GiB and O_DIRECT. Standard:
+# build/bench. LARDER_BENCH_BUILD names a build folder that is to be measured as it is.
+#
+# A goal that is missed is a row like any other. Exits with 1 when a figure could not be measured.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+json=
+names=()
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --json)
+      [[ $# -ge 2 ]] || { printf 'run.sh: --json needs a file\n' >&2 && exit 2; }
+      json=$(realpath -m -- "$OLDPWD/$2")
+      [[ $2 == /* ]] && json=$2
+      shift
+      ;;
+    --json=*)
+      set -- --json "${1#--json=}" "${@:2}"
+      continue
+      ;;
+    -h | --help)
+      sed -n '2,14{s/^# \{0,1\}//;p}' "$0"
+      exit 0
+      ;;
+    -*)
+      printf "run.sh: unknown option '%s'; allowed: --json FILE, --help\n" "$1" >&2
+      exit 2
+      ;;
+    *) names+=("$1") ;;
+  esac
+  shift
+done
+
+build=${LARDER_BENCH_BUILD:-}
+if [[ -z $build ]]; then
+  build=build/release
+  log=build/logs/bench-build.log
+  mkdir -p build/logs
+  if ! { cmake --preset release &&
+    cmake --build --preset release --parallel "$(nproc)" \
+      --target bench_tree bench_nvme bench_daemon larderd; } >"$log" 2>&1; then
+    tail -n 40 "$log" >&2
+    printf 'run.sh: the build failed: %s\n' "$log" >&2
+    exit 1
+  fi
+fi
+folder=${LARDER_BENCH_DIR:-build/bench}
+mkdir -p "$folder"
+folder=$(realpath -- "$folder")
+
+lines=$(mktemp)
+trap 'rm -f "$lines"' EXIT
+exit_code=0
+
+# measure PROGRAM ARGUMENT...: its rows to the collection, what it says of the spread to stderr.
+measure() {
+  printf -- '-- %s\n' "$1" >&2
+  "$build/tests/bench/$1" "${@:2}" "${names[@]}" >>"$lines" || exit_code=1
+}
+
+measure bench_tree
+measure bench_daemon "--larderd=$build/server/larderd" "--directory=$folder"
+measure bench_nvme "--directory=$folder"
+
+/usr/bin/python3 tests/bench/table.py "$lines" "$json" "${names[@]}" || exit_code=1
+exit "$exit_code"

@@ -1,0 +1,42 @@
+"""Prints the rows that the benchmarks left, as a table: table.py LINES JSON [NAME...].
+
+LINES holds a JSON object a line; JSON, unless empty, is where they go as one list. Of rows that
+were measured beside those asked for nothing is said. Exits with 1 when a NAME has no row.
+"""
+
+import json
+import sys
+
+COLUMNS = ["name", "value", "unit", "against", "ratio", "goal", "met"]
+RIGHT = {"value", "ratio"}
+
+
+def text(column, value):
+    if column == "met":
+        return {True: "yes", False: "NO", None: "-"}[value]
+    return f"{value:,.4g}" if isinstance(value, float | int) else value
+
+
+def main(lines, target, names):
+    with open(lines, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    missing = [name for name in names if name not in {row["name"] for row in rows}]
+    if names:
+        rows = [row for row in rows if row["name"] in names]
+    if target:
+        with open(target, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=2)
+            file.write("\n")
+    table = [COLUMNS] + [[text(column, row[column]) for column in COLUMNS] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(*table)]
+    for cells in table:
+        print("  ".join(
+            cell.rjust(width) if column in RIGHT else cell.ljust(width)
+            for column, cell, width in zip(COLUMNS, cells, widths)).rstrip())
+    for name in missing:
+        print(f"run.sh: {name}: no figure of this name was measured", file=sys.stderr)
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
