@@ -227,60 +227,65 @@ void NvmeIndex::Remove(Slot slot) {
   }
 }
 
-// Every entry at or below one for which `is_top` holds, descendants first. *blocked is set
-// when one of them cannot go.
-std::vector<Slot> NvmeIndex::Below(const std::function<bool(Slot)>& is_top, bool* blocked) const {
-  std::vector<std::pair<uint32_t, Slot>> found;  // (depth, slot)
-  ForEach([&](Slot slot, const Entry& entry) {
-    uint32_t depth = 0;
-    bool below = false;
-    for (Slot at = slot; at; at = At(at).parent, ++depth) below = below || is_top(at);
-    if (!below) return;
-    if (entry.held || !(entry.durable || entry.condemned)) *blocked = true;
-    found.emplace_back(depth, slot);
-  });
-  std::sort(found.begin(), found.end(), std::greater<>());
-  std::vector<Slot> slots;
-  for (const auto& [depth, slot] : found) slots.push_back(slot);
-  return slots;
-}
-
-// Descendants first; one that was condemned may have gone with its last child.
-void NvmeIndex::RemoveAll(const std::vector<Slot>& slots) {
-  for (Slot slot : slots) {
-    if (slots_.IsTaken(slot) && At(slot).used) Remove(slot);
-  }
-}
-
-bool NvmeIndex::Drop(Slot slot) {
+// Drops every entry for which `is_top` holds and all below them; false, with nothing changed,
+// when one of those cannot go. Visits each entry once.
+bool NvmeIndex::DropTrees(const std::function<bool(Slot)>& is_top) {
+  enum Fate : uint8_t { kUnknown, kStays, kGoes };
+  std::vector<std::vector<Fate>> fates(slabs_.size());
+  for (size_t slab = 0; slab < slabs_.size(); ++slab) fates[slab].resize(slabs_[slab].size());
+  const auto fate_of = [&](Slot slot) -> Fate& {
+    const SlotAllocator::Place place = slots_.Locate(slot);
+    return fates[place.slab][place.index];
+  };
   bool blocked = false;
-  std::vector<Slot> doomed;
-  if (At(slot).children == 0) {
-    blocked = At(slot).held || !At(slot).durable;
-    doomed.push_back(slot);
-  } else {
-    doomed = Below([slot](Slot at) { return at == slot; }, &blocked);
-  }
+  std::vector<Slot> leaves;
+  std::vector<Slot> path;
+  ForEach([&](Slot slot, const Entry& entry) {
+    // 1. Up to an ancestor whose fate is known.  2. Down again, handing it on.
+    Fate fate = kStays;
+    path.clear();
+    for (Slot at = slot; at && (fate = fate_of(at)) == kUnknown; at = At(at).parent) {
+      path.push_back(at);
+    }
+    if (fate == kUnknown) fate = kStays;
+    for (auto at = path.rbegin(); at != path.rend(); ++at) {
+      if (fate != kGoes && is_top(*at)) fate = kGoes;
+      fate_of(*at) = fate;
+    }
+    if (fate_of(slot) != kGoes) return;
+    blocked = blocked || entry.held || !(entry.durable || entry.condemned);
+    if (entry.children == 0) leaves.push_back(slot);
+  });
   if (blocked) return false;
-  RemoveAll(doomed);
+  while (!leaves.empty()) {
+    const Slot leaf = leaves.back();
+    leaves.pop_back();
+    // Condemned ancestors go by themselves with their last child.
+    std::vector<Slot> ancestors;
+    for (Slot at = At(leaf).parent; at; at = At(at).parent) {
+      ancestors.push_back(at);
+      if (!At(at).condemned) break;
+    }
+    Remove(leaf);
+    evictions_ += 1;
+    for (Slot at : ancestors) {
+      if (!slots_.IsTaken(at) || !At(at).used) continue;
+      if (fate_of(at) == kGoes && At(at).children == 0) leaves.push_back(at);
+    }
+  }
   return true;
 }
 
+bool NvmeIndex::Drop(Slot slot) {
+  return DropTrees([slot](Slot at) { return at == slot; });
+}
+
 bool NvmeIndex::ReclaimSlab(SlotAllocator::Pool pool) {
-  std::vector<Slot> best;
-  bool found = false;
   for (uint32_t slab = 0; slab < slots_.slab_count(); ++slab) {
     if (!slots_.SlabIsOf(slab, pool)) continue;
-    bool blocked = false;
-    std::vector<Slot> doomed =
-        Below([&](Slot at) { return slots_.Locate(at).slab == slab; }, &blocked);
-    if (blocked || (found && doomed.size() >= best.size())) continue;
-    best = std::move(doomed);
-    found = true;
+    if (DropTrees([&](Slot at) { return slots_.Locate(at).slab == slab; })) return true;
   }
-  RemoveAll(best);
-  evictions_ += best.size();
-  return found;
+  return false;
 }
 
 bool NvmeIndex::Is(Slot slot, uint32_t tag) const {

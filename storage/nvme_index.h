@@ -64,8 +64,8 @@ class NvmeIndex {
   bool Drop(Slot slot);
   // Drops the least recent candidate of the pool; false when there is none.
   bool EvictOne(SlotAllocator::Pool pool);
-  // Empties the slab that is cheapest to empty (fewest entries to drop, descendants
-  // included) of those of `pool`; false when each holds something that cannot go.
+  // Empties one slab of `pool`, with all that is below its entries; false when each holds
+  // something that cannot go. Rare; a pass over the whole index for each slab that is tried.
   bool ReclaimSlab(SlotAllocator::Pool pool);
 
   // Is this still the entry of `key`? A slot may have been evicted and taken anew.
@@ -110,9 +110,8 @@ class NvmeIndex {
   void Offer(Slot slot);
   bool IsCandidate(Slot slot, SlotAllocator::Pool pool) const;
   void Remove(Slot slot);
-  void RemoveAll(const std::vector<Slot>& slots);
   Entry& Create(Slot slot, const BlockKey& key, Slot parent);
-  std::vector<Slot> Below(const std::function<bool(Slot)>& is_top, bool* blocked) const;
+  bool DropTrees(const std::function<bool(Slot)>& is_top);
   template <typename F>
   void ForEach(F&& f) const;
 

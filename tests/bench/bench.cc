@@ -50,9 +50,7 @@ std::string Goal::Text() const {
   return note.empty() ? text : text + " (" + note + ")";
 }
 
-bool Goal::Met(double value) const {
-  return kind == kAtMost ? value <= bound : value >= bound;
-}
+bool Goal::Met(double value) const { return kind == kAtMost ? value <= bound : value >= bound; }
 
 void Print(const Row& row, const std::vector<double>& runs) {
   const std::string met =

@@ -39,9 +39,8 @@ constexpr int kPairs = 7;
 class Buffers {
  public:
   explicit Buffers(uint64_t block_bytes) : block_bytes_(block_bytes) {
-    base_ = static_cast<std::byte*>(::mmap(nullptr, block_bytes * kInFlight,
-                                           PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                                           0));
+    base_ = static_cast<std::byte*>(::mmap(nullptr, block_bytes * kInFlight, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     LARDER_CHECK(base_ != MAP_FAILED);
     std::mt19937_64 random(3);
     for (uint64_t at = 0; at < block_bytes * kInFlight; at += sizeof(uint64_t)) {
@@ -153,8 +152,7 @@ class StoreSide final : public Side {
       });
     }
     for (int i = 0; i < kInFlight; ++i) room.acquire();
-    return failed ? absl::UnavailableError("the store failed a read or a write")
-                  : absl::OkStatus();
+    return failed ? absl::UnavailableError("the store failed a read or a write") : absl::OkStatus();
   }
 
   NvmeStore& store_;
@@ -192,7 +190,9 @@ absl::Status Pairs(Side& store, Side& raw, Work work, std::vector<uint32_t> orde
 }
 
 void PrintRates(const std::string& name, const Rates& rates) {
-  Print({name, Median(rates.ratios), "x",
+  Print({name,
+         Median(rates.ratios),
+         "x",
          absl::StrFormat("%d threads, raw: %.0f MB/s; store: %.0f MB/s", kThreads,
                          Median(rates.raw_mb_s), Median(rates.store_mb_s)),
          Median(rates.ratios),
@@ -208,8 +208,7 @@ absl::Status Measure(const std::string& parent, uint64_t block_bytes, const std:
   options.io_threads = kThreads;
   absl::StatusOr<std::unique_ptr<NvmeStore>> store = NvmeStore::Open(options);
   if (!store.ok()) return store.status();
-  absl::Status status =
-      (*store)->Scan([](Slot, uint32_t, const BlockRecord&) { return true; });
+  absl::Status status = (*store)->Scan([](Slot, uint32_t, const BlockRecord&) { return true; });
   if (!status.ok()) return status;
   const Buffers buffers(block_bytes);
   StoreSide store_side(**store, buffers);
@@ -237,9 +236,8 @@ int main(int argc, char** argv) {
   using namespace larder::bench;
   std::vector<std::string> names(argv + 1, argv + argc);
   const std::string folder = TakeFlag(names, "directory", ".");
-  return RunBenchmarks(
-      names, {{{"nvme_write_over_raw", "nvme_read_over_raw"},
-               [&] { return Measure(folder, uint64_t{2} << 20, ""); }},
-              {{"nvme_write_over_raw_192k", "nvme_read_over_raw_192k"},
-               [&] { return Measure(folder, uint64_t{192} << 10, "_192k"); }}});
+  return RunBenchmarks(names, {{{"nvme_write_over_raw", "nvme_read_over_raw"},
+                                [&] { return Measure(folder, uint64_t{2} << 20, ""); }},
+                               {{"nvme_write_over_raw_192k", "nvme_read_over_raw_192k"},
+                                [&] { return Measure(folder, uint64_t{192} << 10, "_192k"); }}});
 }

@@ -46,8 +46,8 @@ absl::Status PutDocument(Cache& cache, SessionId session, ModelId model,
   if (known < all) {
     const auto reserved = cache.Reserve(session, found->lease, known, all - known, Tier::kHost);
     if (!reserved.ok()) return reserved.status();
-    const auto put = cache.Put(session, found->lease, known,
-                               tokens.subspan(uint64_t{known} * block_tokens));
+    const auto put =
+        cache.Put(session, found->lease, known, tokens.subspan(uint64_t{known} * block_tokens));
     if (!put.ok()) return put.status();
   }
   return cache.Release(session, found->lease, false);
@@ -91,8 +91,12 @@ absl::Status MeasureCacheLookup() {
     lookups.push_back(Median(std::move(lookup_calls)));
   }
   const double lookup = Median(lookups);
-  Print({"tree_lookup_release_14k_us", Median(runs), "us",
-         absl::StrFormat("Cache::Lookup alone: %.2f us", lookup), Median(runs) / lookup, {}},
+  Print({"tree_lookup_release_14k_us",
+         Median(runs),
+         "us",
+         absl::StrFormat("Cache::Lookup alone: %.2f us", lookup),
+         Median(runs) / lookup,
+         {}},
         runs);
   return absl::OkStatus();
 }

@@ -39,9 +39,8 @@ absl::Status ToStatus(const grpc::Status& status, const std::string& call) {
 absl::StatusOr<std::unique_ptr<DaemonFixture>> DaemonFixture::Start(const DaemonPlace& place) {
   std::unique_ptr<DaemonFixture> fixture(new DaemonFixture(place.folder));
   const std::string address = "unix:" + fixture->folder_.path() + "/larder.sock";
-  absl::StatusOr<std::unique_ptr<Child>> daemon =
-      Child::Start({place.larderd, "--listen=" + address, "--host-bytes=512MiB",
-                    "--log-level=error"});
+  absl::StatusOr<std::unique_ptr<Child>> daemon = Child::Start(
+      {place.larderd, "--listen=" + address, "--host-bytes=512MiB", "--log-level=error"});
   if (!daemon.ok()) return daemon.status();
   fixture->daemon_ = *std::move(daemon);
   absl::Status status = fixture->Connect(address);

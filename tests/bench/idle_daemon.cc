@@ -76,7 +76,9 @@ absl::Status MeasureIdle(const DaemonPlace& place) {
   Print({"idle_cpu_percent", cpu, "%", "one CPU: 100 %", cpu / 100, {Goal::kAtMost, 1, ""}},
         percents);
   const double overhead = Median(overheads);
-  Print({"rss_overhead_mib", overhead, "MiB",
+  Print({"rss_overhead_mib",
+         overhead,
+         "MiB",
          absl::StrFormat("arenas: %.0f MiB; of the rest anonymous: %.1f, files: %.1f", kArenasMib,
                          StatusMib(pid, "RssAnon"), StatusMib(pid, "RssFile")),
          overhead / kArenasMib,

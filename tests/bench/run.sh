@@ -3,8 +3,8 @@
 #
 #   tests/bench/run.sh [--json FILE] [NAME...]
 #
-# Builds the release preset first. NAMEs are rows of the table (tests/bench/README.md lists them);
-# without any, all are measured, which takes about three minutes. --json also writes the table as a
+# Sets up and builds the release preset first. NAMEs are rows of the table (tests/bench/README.md lists them);
+# without any, all are measured, which takes about two minutes. --json also writes the table as a
 # list of objects with the keys name, value, unit, against, ratio, goal, met.
 #
 # LARDER_BENCH_DIR is the folder for the NVMe figures; it needs 2 GiB and O_DIRECT. Standard:
@@ -29,7 +29,7 @@ while [[ $# -gt 0 ]]; do
       continue
       ;;
     -h | --help)
-      sed -n '2,14{s/^# \{0,1\}//;p}' "$0"
+      sed -n '2,13{s/^# \{0,1\}//;p}' "$0"
       exit 0
       ;;
     -*)
@@ -46,7 +46,7 @@ if [[ -z $build ]]; then
   build=build/release
   log=build/logs/bench-build.log
   mkdir -p build/logs
-  if ! { cmake --preset release &&
+  if ! { deploy/setup.sh && cmake --preset release &&
     cmake --build --preset release --parallel "$(nproc)" \
       --target bench_tree bench_nvme bench_daemon larderd; } >"$log" 2>&1; then
     tail -n 40 "$log" >&2

@@ -36,8 +36,8 @@ Workload MakeWorkload(const WorkloadOptions& options) {
     std::vector<uint32_t> document = trunk;
     if (fork[i] > 0) {
       const auto& before = result.documents[i - 1];
-      document.assign(before.begin(), before.begin() + uint64_t{kTrunkBlocks + fork[i]} *
-                                                           options.block_tokens);
+      document.assign(before.begin(),
+                      before.begin() + uint64_t{kTrunkBlocks + fork[i]} * options.block_tokens);
     }
     AppendRandom(document, (kTrunkBlocks + body_blocks) * options.block_tokens - document.size(),
                  random);

@@ -34,14 +34,14 @@ TEST(Lease, AWrongPositionIsAbortedAndChangesNothing) {
   for (uint32_t position : {0u, 1u, 3u}) {
     const auto put = f.cache().Put(f.session, lease, position, Fixture::Part(prompt, 2, 1));
     EXPECT_TRUE(absl::IsAborted(put.status()));
-    EXPECT_EQ(put.status().message(), absl::StrCat("position: ", position,
-                                                   " given, the lease's end is at block 2"));
+    EXPECT_EQ(put.status().message(),
+              absl::StrCat("position: ", position, " given, the lease's end is at block 2"));
   }
   EXPECT_EQ(f.cache().GetLease(f.session, lease)->end, 2u);
   EXPECT_EQ(f.cache().GetLease(f.session, lease)->reserved_blocks, 2u);
   ASSERT_TRUE(f.cache().Put(f.session, lease, 2, Fixture::Part(prompt, 2, 1)).ok());
-  EXPECT_TRUE(absl::IsAborted(
-      f.cache().Put(f.session, lease, 2, Fixture::Part(prompt, 2, 1)).status()))
+  EXPECT_TRUE(
+      absl::IsAborted(f.cache().Put(f.session, lease, 2, Fixture::Part(prompt, 2, 1)).status()))
       << "a retry never publishes twice";
   EXPECT_EQ(f.cache().GetLease(f.session, lease)->end, 3u);
   f.cache().CheckInvariants();
@@ -97,8 +97,8 @@ TEST(Lease, ReservedBlocksOfOneTierAtATime) {
   Fixture f({.gpu = 4, .host = 4});
   const LeaseId lease = f.EmptyLease();
   ASSERT_TRUE(f.cache().Reserve(f.session, lease, 0, 1, Tier::kHost).ok());
-  EXPECT_TRUE(absl::IsFailedPrecondition(
-      f.cache().Reserve(f.session, lease, 0, 2, Tier::kGpu).status()));
+  EXPECT_TRUE(
+      absl::IsFailedPrecondition(f.cache().Reserve(f.session, lease, 0, 2, Tier::kGpu).status()));
   EXPECT_EQ(f.cache().GetLease(f.session, lease)->reserved_blocks, 1u);
 }
 

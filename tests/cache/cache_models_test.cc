@@ -58,6 +58,20 @@ TEST(Models, ASlabWithAPinnedBlockIsNotTaken) {
   f.cache().CheckInvariants();
 }
 
+TEST(Models, AShortLastSlabThatFitsNoBlockDoesNotKeepALateModelOut) {
+  Fixture f({.gpu = 9, .slab = 4});  // slabs of 4, 4 and 1
+  const auto open = [&](const char* name) {
+    ModelSpec spec = World::Spec(name);
+    spec.layers = 20;  // 5 KiB: two granules a slot
+    return f.cache().OpenModel(spec)->id;
+  };
+  f.model = open("early");
+  for (int i = 0; i < 4; ++i) f.Store(Prompt(std::to_string(i), 1));
+  f.model = open("late");
+  EXPECT_TRUE(f.cache().Reserve(f.session, f.EmptyLease(), 0, 1, std::nullopt).ok());
+  f.cache().CheckInvariants();
+}
+
 TEST(Models, ALateModelGetsItsShareOfNvme) {
   Fixture f({.host = 8, .nvme = 16, .slab = 4});
   for (int i = 0; i < 8; ++i) {
@@ -85,11 +99,14 @@ TEST(Models, ALateModelGetsItsShareOfNvme) {
 //   E    1                               A B E
 //   F    0   B goes: A B are the oldest  A E F
 //   AB   1   E goes                      A B F
+//   ABC  2   F goes                      A B C
+// With 5 blocks nothing goes before F, and then C: 4 hits more (C, D, E, B). Without a bound
+// the last C is one more.
 constexpr struct {
   const char* blocks;
   uint32_t hits;
-} kTrace[] = {{"ABC", 0}, {"ABD", 2}, {"ABD", 3}, {"E", 0}, {"ABC", 2},
-              {"ABD", 2}, {"E", 0},   {"E", 1},   {"F", 0}, {"AB", 1}};
+} kTrace[] = {{"ABC", 0}, {"ABD", 2}, {"ABD", 3}, {"E", 0},  {"ABC", 2}, {"ABD", 2},
+              {"E", 0},   {"E", 1},   {"F", 0},   {"AB", 1}, {"ABC", 2}};
 
 Tokens Letters(const std::string& blocks) {
   Tokens tokens;
@@ -124,9 +141,21 @@ TEST(Replay, OneTierHitsExactlyAsCountedByHand) {
       const Tiers found = Request(f, Letters(blocks));
       EXPECT_EQ(found[host], hits) << blocks;
     }
-    EXPECT_EQ(f.cache().Stats().tiers[host].hits, 11u);
-    EXPECT_EQ(f.cache().Stats().miss_blocks, 22u - 11);
+    EXPECT_EQ(f.cache().Stats().tiers[host].hits, 13u);
+    EXPECT_EQ(f.cache().Stats().miss_blocks, 24u - 13);
   }
+}
+
+// Tiers are exclusive: the second adds the hits that one tier of both sizes would have more.
+TEST(Replay, ExclusiveTiersSplitTheHitsAsCountedByHand) {
+  // Three blocks a request of room to work in, kept free by the cleaner, twice.
+  Fixture f({.gpu = 3 + 6, .host = 2 + 6, .nvme = 64, .low_water = 6, .background_moves = 1});
+  Tiers hits = {};
+  for (const auto& request : kTrace) {
+    const Tiers found = Request(f, Letters(request.blocks));
+    for (int t = 0; t < kTierCount; ++t) hits[t] += found[t];
+  }
+  EXPECT_EQ(hits, (Tiers{13, 4, 1}));
 }
 
 // --- Threads -----------------------------------------------------------------------------

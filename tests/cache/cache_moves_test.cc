@@ -14,8 +14,7 @@ TEST(Moves, PrefetchReportsRunsInPrefixOrderAsTheyArrive) {
   f.Store(prompt, Tier::kHost);
   const LookupResult found = f.Look(prompt);
   int calls = 0;
-  const PrefetchId id =
-      *f.cache().Prefetch(f.session, found.lease, Tier::kGpu, [&] { ++calls; });
+  const PrefetchId id = *f.cache().Prefetch(f.session, found.lease, Tier::kGpu, [&] { ++calls; });
   auto update = f.cache().PollPrefetch(id);
   EXPECT_EQ(update->promised_blocks, 3u);
   EXPECT_EQ(update->ready_blocks, 0u);
@@ -89,22 +88,28 @@ TEST(Moves, ASecondAskerJoinsAndACancelledAskerLeaves) {
   EXPECT_TRUE(absl::IsNotFound(f.cache().PollPrefetch(a).status()));
 }
 
-TEST(Moves, AnAskerRaisesTheClassOfAMoveUnderWay) {
+TEST(Moves, TheCleanersMovesAreInTheBackgroundClass) {
   Fixture f({.gpu = 4, .host = 4, .low_water = 4});
   f.Store(Prompt("p", 2), Tier::kGpu);  // below the mark at once: going down
   ASSERT_GT(f.world.mover.queued(), 0u);
   EXPECT_EQ(f.world.mover.jobs().front().move_class, MoveClass::kBackground);
-  Fixture g({.host = 4, .nvme = 4});
-  const LeaseId lease = g.Hold(Prompt("p", 1));
-  ASSERT_EQ(g.world.mover.queued(), 1u) << "writing behind";
-  EXPECT_EQ(g.world.mover.jobs().front().move_class, MoveClass::kBackground);
-  const auto flush = g.cache().Flush(g.session, lease, [](absl::Status) {});
-  ASSERT_TRUE(flush.ok());
-  EXPECT_EQ(g.world.mover.queued(), 1u) << "joined";
-  EXPECT_EQ(g.world.mover.raises, 1u);
+  Fixture g({.gpu = 4, .host = 4});
+  g.Store(Prompt("p", 2), Tier::kHost);
+  ASSERT_TRUE(g.cache().Prefetch(g.session, g.Look(Prompt("p", 2)).lease, Tier::kGpu, [] {}).ok());
+  EXPECT_EQ(g.world.mover.jobs().front().move_class, MoveClass::kWaiting);
 }
 
-TEST(Moves, APrefetchRaisesTheFirstHopOfABlockOnItsWayFromNvme) {
+// Rule 4: a second asker joins, and raises the class.
+TEST(Moves, AFlushRaisesTheClassOfAWriteUnderWay) {
+  Fixture f({.host = 4, .nvme = 4});
+  const LeaseId lease = f.Hold(Prompt("p", 1));
+  ASSERT_EQ(f.world.mover.queued(), 1u) << "writing behind";
+  ASSERT_TRUE(f.cache().Flush(f.session, lease, [](absl::Status) {}).ok());
+  EXPECT_EQ(f.world.mover.queued(), 1u) << "joined";
+  EXPECT_EQ(f.world.mover.raises, 1u);
+}
+
+TEST(Moves, APrefetchToGpuJoinsTheFirstHopOfABlockOnItsWayFromNvme) {
   Fixture f({.gpu = 4, .host = 4, .nvme = 4});
   f.Store(Prompt("p", 1), Tier::kHost);
   ASSERT_TRUE(f.world.Settle());

@@ -167,8 +167,7 @@ TEST(Nvme, AFlushSurvivesAFailedWriteAndEndsWithItsLease) {
   Fixture f({.host = 4, .nvme = 8});
   const LeaseId lease = f.Hold(Prompt("p", 2));
   std::vector<absl::Status> done;
-  ASSERT_TRUE(
-      f.cache().Flush(f.session, lease, [&](absl::Status s) { done.push_back(s); }).ok());
+  ASSERT_TRUE(f.cache().Flush(f.session, lease, [&](absl::Status s) { done.push_back(s); }).ok());
   f.world.mover.Complete(f.world.mover.jobs().front().id, absl::InternalError("EIO"));
   f.cache().CheckInvariants();
   ASSERT_TRUE(f.world.Settle());
@@ -176,8 +175,7 @@ TEST(Nvme, AFlushSurvivesAFailedWriteAndEndsWithItsLease) {
   EXPECT_TRUE(done[0].ok());
 
   const LeaseId other = f.Hold(Prompt("q", 1));
-  ASSERT_TRUE(
-      f.cache().Flush(f.session, other, [&](absl::Status s) { done.push_back(s); }).ok());
+  ASSERT_TRUE(f.cache().Flush(f.session, other, [&](absl::Status s) { done.push_back(s); }).ok());
   f.Release(other);
   ASSERT_EQ(done.size(), 2u);
   EXPECT_TRUE(absl::IsCancelled(done[1]));
@@ -195,8 +193,7 @@ TEST(Nvme, WhenNotWritableFlushIsUnavailableAndReserveStillWorks) {
   ASSERT_TRUE(f.world.Settle());
   f.cache().SetNvmeWritable(false);
   const LeaseId lease = f.Hold(Prompt("p", 1));
-  EXPECT_TRUE(absl::IsUnavailable(
-      f.cache().Flush(f.session, lease, [](absl::Status) {}).status()));
+  EXPECT_TRUE(absl::IsUnavailable(f.cache().Flush(f.session, lease, [](absl::Status) {}).status()));
   f.Release(lease);
   f.Store(Prompt("a", 2));
   f.Store(Prompt("b", 3));
@@ -227,13 +224,25 @@ TEST(Nvme, BlocksSinkThroughTheTiersUnderPressure) {
   EXPECT_EQ(f.world.WrongBytes(f.model, update->runs, Prompt("0", 2)), "");
 }
 
+TEST(Nvme, TheCleanerKeepsHostSlotsFreeOnceTheirBlocksAreDurable) {
+  Fixture f({.host = 8, .nvme = 32, .low_water = 3});
+  for (const char* name : {"a", "b"}) f.Store(Prompt(name, 4));
+  EXPECT_EQ(f.cache().Stats().tiers[1].bytes_used, 8 * kSlotGranule) << "not durable yet";
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_EQ(f.cache().Stats().tiers[1].bytes_used, 5 * kSlotGranule);
+  EXPECT_EQ(f.Where(Prompt("a", 4)), (Tiers{0, 1, 3}));
+  f.cache().CheckInvariants();
+}
+
 TEST(Nvme, TheLeastRecentLeavesGoFirst) {
   Fixture f({.host = 2, .nvme = 4});
   for (const char* name : {"a", "b"}) {
     f.Store(Prompt(name, 2));
     ASSERT_TRUE(f.world.Settle());
   }
-  f.Release(f.Look(Prompt("a", 2)).lease);  // recent again
+  const LeaseId lease = f.Look(Prompt("a", 2)).lease;  // recent again
+  ASSERT_EQ(f.world.PrefetchAll(f.session, lease, Tier::kHost)->ready_blocks, 2u);
+  f.Release(lease);
   f.Store(Prompt("c", 1));
   ASSERT_TRUE(f.world.Settle());
   f.Store(Prompt("d", 1));

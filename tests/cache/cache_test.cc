@@ -67,7 +67,8 @@ TEST(Cache, AForeignLeaseIsDenied) {
         f.cache().Reserve(other, lease, 2, 1, std::nullopt).status(),
         f.cache().Put(other, lease, 2, Prompt("p", 1)).status(),
         f.cache().Truncate(other, lease, 0).status(), f.cache().Fork(other, lease).status(),
-        f.cache().Release(other, lease, false), f.cache().Flush(other, lease, [](absl::Status) {}).status(),
+        f.cache().Release(other, lease, false),
+        f.cache().Flush(other, lease, [](absl::Status) {}).status(),
         f.cache().Prefetch(other, lease, std::nullopt, [] {}).status()}) {
     EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
   }
@@ -81,15 +82,14 @@ TEST(Cache, ALostSessionCanDoNothingAndKeepsItsSlotsUntilItEnds) {
   ASSERT_TRUE(f.cache().Reserve(f.session, lease, 2, 2, std::nullopt).ok());
   f.cache().LoseSession(f.session);
   EXPECT_TRUE(absl::IsFailedPrecondition(f.cache().GetLease(f.session, lease).status()));
-  EXPECT_TRUE(
-      absl::IsFailedPrecondition(f.cache().Lookup(f.session, f.model, {}, {}).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(f.cache().Lookup(f.session, f.model, {}, {}).status()));
   EXPECT_EQ(f.cache().Stats().sessions_lost, 1u);
   EXPECT_TRUE(f.cache().Sessions(true)[0].lost);
 
   const SessionId next = *f.cache().OpenSession("next");
   const LeaseId wants = f.cache().Lookup(next, f.model, {}, {})->lease;
-  EXPECT_TRUE(absl::IsResourceExhausted(
-      f.cache().Reserve(next, wants, 0, 1, std::nullopt).status()));
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(f.cache().Reserve(next, wants, 0, 1, std::nullopt).status()));
   f.cache().CheckInvariants();
   f.cache().EndSession(f.session);
   EXPECT_EQ(f.Matched(Prompt("p", 2)), 2u) << "published blocks stay";
@@ -170,8 +170,8 @@ TEST(Cache, ATierThatIsNotThereOrCannotBeReadIsRefused) {
   const auto nvme = f.cache().Reserve(f.session, lease, 0, 1, Tier::kNvme);
   EXPECT_TRUE(absl::IsInvalidArgument(nvme.status()));
   EXPECT_EQ(nvme.status().message(), "tier: NVME given, allowed are GPU and HOST");
-  EXPECT_TRUE(absl::IsFailedPrecondition(
-      f.cache().Flush(f.session, lease, [](absl::Status) {}).status()));
+  EXPECT_TRUE(
+      absl::IsFailedPrecondition(f.cache().Flush(f.session, lease, [](absl::Status) {}).status()));
 }
 
 TEST(Cache, StatsCountWhatHappened) {

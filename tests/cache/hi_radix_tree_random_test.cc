@@ -20,13 +20,13 @@ using Prompt = std::vector<uint32_t>;  // one number a block
 
 struct Op {
   enum Kind {
-    kPut,      // match, append and attach the whole prompt in GPU (as far as closed) or HOST
-    kMirror,   // give the path's blocks HOST copies beside those in GPU
-    kRaise,    // give the path's HOST blocks GPU copies
-    kFromNvme, // append the rest of the prompt as blocks on NVME, pinned
-    kMatch,    // and bind a cursor, pinned, to what is found
-    kRelease,  // the cursor number `tier`
-    kEvict     // the victim of a set
+    kPut,       // match, append and attach the whole prompt in GPU (as far as closed) or HOST
+    kMirror,    // give the path's blocks HOST copies beside those in GPU
+    kRaise,     // give the path's HOST blocks GPU copies
+    kFromNvme,  // append the rest of the prompt as blocks on NVME, pinned
+    kMatch,     // and bind a cursor, pinned, to what is found
+    kRelease,   // the cursor number `tier`
+    kEvict      // the victim of a set
   } kind;
   int tier = 0;
   Prompt prompt;
@@ -64,15 +64,20 @@ class Pair {
   void Apply(const Op& op) {
     ++now_;
     switch (op.kind) {
-      case Op::kPut: return Put(op);
+      case Op::kPut:
+        return Put(op);
       case Op::kMirror:
-      case Op::kRaise: return Copy(op);
-      case Op::kFromNvme: return FromNvme(op);
-      case Op::kMatch: return Hold(op.prompt);
+      case Op::kRaise:
+        return Copy(op);
+      case Op::kFromNvme:
+        return FromNvme(op);
+      case Op::kMatch:
+        return Hold(op.prompt);
       case Op::kRelease:
         if (!held_.empty()) Release(op.tier % held_.size());
         return;
-      case Op::kEvict: return Evict(op.tier % 2 == 0 ? kGpuSet : kMemorySet);
+      case Op::kEvict:
+        return Evict(op.tier % 2 == 0 ? kGpuSet : kMemorySet);
     }
   }
 
@@ -256,9 +261,9 @@ class Pair {
 };
 
 Op RandomOp(std::mt19937& random) {
-  const Op::Kind kinds[] = {Op::kPut,   Op::kPut,   Op::kPut,     Op::kMirror,  Op::kRaise,
+  const Op::Kind kinds[] = {Op::kPut,      Op::kPut,   Op::kPut,     Op::kMirror,  Op::kRaise,
                             Op::kFromNvme, Op::kMatch, Op::kRelease, Op::kRelease, Op::kEvict,
-                            Op::kEvict, Op::kEvict, Op::kEvict};
+                            Op::kEvict,    Op::kEvict, Op::kEvict};
   Op op{kinds[random() % std::size(kinds)], static_cast<int>(random() % 1000), {}};
   const uint32_t blocks = random() % 9;
   for (uint32_t i = 0; i < blocks; ++i) op.prompt.push_back(random() % (i < 2 ? 2 : 3));

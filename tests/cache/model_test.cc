@@ -39,7 +39,8 @@ std::string Hex(const BlockKey& key) {
 TEST(Model, TheFingerprintIsTheDocumentedOne) {
   const auto model = MakeModel(Llama3());
   ASSERT_TRUE(model.ok());
-  EXPECT_EQ(Hex(model->fingerprint), "c9a046306d921bb0f3911d494758343c57a7c5c49e4635584a1511d0aa0a0bbd");
+  EXPECT_EQ(Hex(model->fingerprint),
+            "c9a046306d921bb0f3911d494758343c57a7c5c49e4635584a1511d0aa0a0bbd");
   EXPECT_EQ(model->id, 0xb01b926d3046a0c9u);  // its first 8 bytes, read little-endian
 }
 
@@ -59,11 +60,8 @@ TEST(Model, AnMlaBlockIsLayersTimesTokensTimesLatentAndRope) {
 
 TEST(Model, AnElementHasTheBytesOfItsType) {
   ModelSpec spec = Llama3();
-  const std::pair<DType, uint32_t> types[] = {{DType::kF32, 4},
-                                              {DType::kF16, 2},
-                                              {DType::kBf16, 2},
-                                              {DType::kF8E4M3, 1},
-                                              {DType::kI8, 1}};
+  const std::pair<DType, uint32_t> types[] = {
+      {DType::kF32, 4}, {DType::kF16, 2}, {DType::kBf16, 2}, {DType::kF8E4M3, 1}, {DType::kI8, 1}};
   for (const auto& [type, bytes] : types) {
     spec.dtype = type;
     EXPECT_EQ(MakeModel(spec)->block_bytes, bytes << 20);

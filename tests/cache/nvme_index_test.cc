@@ -28,7 +28,16 @@ BlockKey Key(uint64_t name) {
 
 struct Op {
   enum Kind {
-    kClaim, kCommit, kAbort, kCondemn, kInMemory, kTouch, kHold, kDrop, kEvict, kReclaim
+    kClaim,
+    kCommit,
+    kAbort,
+    kCondemn,
+    kInMemory,
+    kTouch,
+    kHold,
+    kDrop,
+    kEvict,
+    kReclaim
   } kind;
   uint32_t which = 0;  // of the entries, by slot
   bool on = false;
@@ -147,13 +156,14 @@ class Pair {
         op.on ? index.Hold(slot) : index.Release(slot);
         record.held = op.on;
         return;
-      default: return Drop(slot);
+      default:
+        return Drop(slot);
     }
   }
 
   void Claim(const Op& op) {
-    const auto at = records.empty() ? records.end()
-                                    : std::next(records.begin(), op.which % records.size());
+    const auto at =
+        records.empty() ? records.end() : std::next(records.begin(), op.which % records.size());
     Slot parent;
     SlotAllocator::Pool pool = op.which % 2;
     if (op.on && at != records.end() && !at->second.condemned) {
@@ -264,10 +274,10 @@ TEST(NvmeIndex, RandomOperationsAgreeWithAMap) {
     const uint64_t slab = 2 + random() % 8;
     Pair pair(slab * (1 + random() % 5), slab);
     std::ostringstream log;
-    const Op::Kind kinds[] = {Op::kClaim, Op::kClaim, Op::kClaim, Op::kClaim,  Op::kCommit,
-                              Op::kCommit, Op::kCommit, Op::kAbort, Op::kCondemn, Op::kInMemory,
-                              Op::kInMemory, Op::kInMemory, Op::kTouch, Op::kTouch, Op::kHold,
-                              Op::kHold,  Op::kDrop, Op::kEvict, Op::kReclaim};
+    const Op::Kind kinds[] = {Op::kClaim,    Op::kClaim,    Op::kClaim, Op::kClaim,   Op::kCommit,
+                              Op::kCommit,   Op::kCommit,   Op::kAbort, Op::kCondemn, Op::kInMemory,
+                              Op::kInMemory, Op::kInMemory, Op::kTouch, Op::kTouch,   Op::kHold,
+                              Op::kHold,     Op::kDrop,     Op::kEvict, Op::kReclaim};
     for (int i = 0; i < 200; ++i) {
       const Op op{kinds[random() % std::size(kinds)], static_cast<uint32_t>(random() % 1000),
                   random() % 3 == 0};
@@ -275,7 +285,8 @@ TEST(NvmeIndex, RandomOperationsAgreeWithAMap) {
       pair.Apply(op);
       if (!HasFatalFailure()) pair.Agree();
       ASSERT_FALSE(HasFatalFailure()) << "seed " << seed << ", slabs of " << slab << " in "
-                                      << pair.slots.bytes() / kSlotGranule << "\n" << log.str();
+                                      << pair.slots.bytes() / kSlotGranule << "\n"
+                                      << log.str();
     }
   }
 }

@@ -87,6 +87,7 @@ class World {
     uint64_t nvme = 0;
     uint64_t low_water = 0;  // slots, GPU and HOST
     uint64_t slab = 0;       // slots; 0: a slab is the tier
+    uint32_t background_moves = 64;  // at most, a tier pair
   };
   World(const Sizes& sizes, uint64_t seed);
 

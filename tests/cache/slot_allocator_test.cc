@@ -148,9 +148,9 @@ void RunSeeds(bool whole_slabs) {
       c.ops.push_back({kind, static_cast<uint32_t>(random() % 3),
                        static_cast<uint32_t>(kind == Op::kAdopt ? random() % 60 : random() % 997)});
     }
-    SCOPED_TRACE(::testing::Message() << "seed " << seed << ", " << c.bytes / kGranule << " in slabs of "
-                                      << slab << ", strides " << c.strides[0] << " "
-                                      << c.strides[1] << " " << c.strides[2]);
+    SCOPED_TRACE(::testing::Message()
+                 << "seed " << seed << ", " << c.bytes / kGranule << " in slabs of " << slab
+                 << ", strides " << c.strides[0] << " " << c.strides[1] << " " << c.strides[2]);
     Run(c);
     if (::testing::Test::HasFatalFailure()) return;
   }
