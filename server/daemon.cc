@@ -315,7 +315,9 @@ void Daemon::Impl::Drain() {
   const absl::Time deadline = absl::Now() + config_.drain_timeout;
   rpc_->Drain(config_.drain_timeout);
   const bool left = sessions_->AwaitNoStreams(deadline);
-  rpc_->Stop(std::max(deadline, absl::Now() + kStopGrace));
+  // Once the workers have left, what is still connected only watches.
+  const absl::Time grace_end = absl::Now() + kStopGrace;
+  rpc_->Stop(left ? grace_end : std::max(deadline, grace_end));
   cleaner_.reset();
   const bool moved = mover_->Drain(std::max(deadline, absl::Now() + kStopGrace));
   Log(left && moved ? LogLevel::kInfo : LogLevel::kWarning, "drained",

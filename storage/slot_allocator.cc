@@ -67,10 +67,13 @@ Slot SlotAllocator::Take(Pool pool) {
   PoolState& owner = pools_[pool];
   while (true) {
     if (owner.open.empty()) {
-      while (!free_slabs_.empty() && slabs_[free_slabs_.back()].slots != 0) free_slabs_.pop_back();
-      if (free_slabs_.empty() || SlabLength(free_slabs_.back()) < owner.stride) return Slot();
-      const uint32_t slab = free_slabs_.back();
-      free_slabs_.pop_back();
+      std::erase_if(free_slabs_, [&](uint32_t slab) { return slabs_[slab].slots != 0; });
+      const auto fits = std::find_if(free_slabs_.rbegin(), free_slabs_.rend(), [&](uint32_t slab) {
+        return SlabLength(slab) >= owner.stride;
+      });
+      if (fits == free_slabs_.rend()) return Slot();
+      const uint32_t slab = *fits;
+      free_slabs_.erase(std::next(fits).base());
       Assign(slab, pool);
     }
     const uint32_t number = owner.open.back();
@@ -148,7 +151,11 @@ SlotAllocator::Pool SlotAllocator::PoolOf(Slot slot) const {
 }
 
 uint64_t SlotAllocator::free(Pool pool) const {
-  return pools_[pool].free + slabs_free_ * (slab_bytes_ / pools_[pool].stride);
+  const uint32_t stride = pools_[pool].stride;
+  if (slabs_free_ == 0) return pools_[pool].free;
+  const bool last_is_free = slabs_.back().slots == 0;
+  return pools_[pool].free + (slabs_free_ - last_is_free) * (slab_bytes_ / stride) +
+         last_is_free * (SlabLength(slab_count() - 1) / stride);
 }
 
 uint64_t SlotAllocator::slots_max(Pool pool) const {

@@ -336,6 +336,8 @@ class Cache {
   std::optional<Tier> BestTier(const TreeBlock& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Durable(const TreeBlock& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Slot TakeSlot(ModelState& model, Tier tier, bool drop_dirty) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  uint64_t LowWaterSlots(const ModelState& model, Tier tier) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool BelowLowWater(const ModelState& model, Tier tier) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool DropMirror(ModelState& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool MakeRoom(ModelState& model, Tier tier, bool drop_dirty) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -35,11 +35,9 @@ void Cache::CleanLocked() {
 }
 
 void Cache::CleanGpu(ModelState& model) {
-  const TierOptions& options = options_.tiers[larder::Index(Tier::kGpu)];
-  SlotAllocator& slots = s_->tiers[larder::Index(Tier::kGpu)].slots;
+  const SlotAllocator& slots = s_->tiers[larder::Index(Tier::kGpu)].slots;
   const SlotAllocator::Pool pool = model.pool[larder::Index(Tier::kGpu)];
-  if (options.bytes == 0) return;
-  const uint64_t low = options.free_bytes_low_water / slots.stride(pool);
+  const uint64_t low = LowWaterSlots(model, Tier::kGpu);
   Hop& hop = HopOf(Tier::kGpu, Tier::kHost);
   while (slots.free(pool) + model.leaving_gpu < low) {
     TreeNode* node = model.tree.Victim(kGpuSet);
@@ -87,10 +85,9 @@ void Cache::CleanHost(ModelState& model) {
   while (BelowLowWater(model, Tier::kHost)) {
     // What GPU has too, or is about to have, goes before anything that is only here, even
     // where a lease still pins it: otherwise every block that goes up would push one out.
-    const uint64_t low =
-        options_.tiers[larder::Index(Tier::kHost)].free_bytes_low_water / slots.stride(pool);
-    const bool enough_mirrors =
-        slots.free(pool) + model.tree.mirrors() + model.arriving[larder::Index(Tier::kGpu)] >= low;
+    const uint64_t soon_free = slots.free(pool) + model.tree.mirrors() +
+                               model.arriving[larder::Index(Tier::kGpu)];
+    const bool enough_mirrors = soon_free >= LowWaterSlots(model, Tier::kHost);
     if (!(enough_mirrors ? DropMirror(model) : MakeRoom(model, Tier::kHost, false))) return;
   }
 }

@@ -111,11 +111,17 @@ void Cache::UnpinFrom(Lease& lease, uint32_t position) {
 
 // Fewer slots free in the model's part of the tier than the cleaner is to keep.
 bool Cache::BelowLowWater(const ModelState& model, Tier tier) const {
-  const TierOptions& options = options_.tiers[larder::Index(tier)];
   const SlotAllocator& slots = s_->tiers[larder::Index(tier)].slots;
-  const SlotAllocator::Pool pool = model.pool[larder::Index(tier)];
-  return options.bytes > 0 &&
-         slots.free(pool) < options.free_bytes_low_water / slots.stride(pool);
+  return slots.free(model.pool[larder::Index(tier)]) < LowWaterSlots(model, tier);
+}
+
+// A mark above 0 is at least one slot.
+uint64_t Cache::LowWaterSlots(const ModelState& model, Tier tier) const {
+  const TierOptions& options = options_.tiers[larder::Index(tier)];
+  if (options.bytes == 0) return 0;
+  const uint64_t stride =
+      s_->tiers[larder::Index(tier)].slots.stride(model.pool[larder::Index(tier)]);
+  return (options.free_bytes_low_water + stride - 1) / stride;
 }
 
 // --- Room --------------------------------------------------------------------------------

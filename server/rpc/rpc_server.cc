@@ -51,7 +51,13 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   builder.RegisterService(&server->kv_cache_);
   builder.RegisterService(&server->inspector_);
   server->server_ = builder.BuildAndStart();
-  if (server->server_ != nullptr) return server;
+  if (server->server_ != nullptr) {
+    for (const char* service :
+         {v1::KvCache::service_full_name(), v1::Inspector::service_full_name()}) {
+      server->server_->GetHealthCheckService()->SetServingStatus(service, true);
+    }
+    return server;
+  }
   for (size_t i = 0; i < addresses.size(); ++i) {
     if (server->ports_[i] > 0) continue;
     return absl::UnavailableError(

@@ -15,12 +15,11 @@
 #include <memory>
 #include <numeric>
 #include <random>
-#include <semaphore>
 #include <span>
 #include <thread>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/mutex.h"
 #include "bench.h"
 #include "child.h"
 #include "storage/check.h"
@@ -118,14 +117,14 @@ class StoreSide final : public Side {
   StoreSide(NvmeStore& store, const Buffers& buffers) : store_(store), buffers_(buffers) {}
 
   absl::Status Write(const std::vector<uint32_t>& order) override {
-    return All(order, [&](uint64_t i, NvmeStore::DoneFn done) {
-      store_.Write(SlotOf(order[i]), buffers_.At(i), RecordOf(order[i]), std::move(done));
+    return All(order, [&](uint32_t block, std::span<std::byte> bytes, NvmeStore::DoneFn done) {
+      store_.Write(SlotOf(block), bytes, RecordOf(block), std::move(done));
     });
   }
 
   absl::Status Read(const std::vector<uint32_t>& order) override {
-    return All(order, [&](uint64_t i, NvmeStore::DoneFn done) {
-      store_.Read(SlotOf(order[i]), buffers_.At(i), RecordOf(order[i]), std::move(done));
+    return All(order, [&](uint32_t block, std::span<std::byte> bytes, NvmeStore::DoneFn done) {
+      store_.Read(SlotOf(block), bytes, RecordOf(block), std::move(done));
     });
   }
 
@@ -140,19 +139,30 @@ class StoreSide final : public Side {
     return record;
   }
 
-  absl::Status All(const std::vector<uint32_t>& order,
-                   const std::function<void(uint64_t, NvmeStore::DoneFn)>& start) {
-    std::counting_semaphore<kInFlight> room(kInFlight);
-    std::atomic<bool> failed = false;
-    for (uint64_t i = 0; i < order.size(); ++i) {
-      room.acquire();
-      start(i, [&](const absl::Status& status) {
-        if (!status.ok()) failed = true;
-        room.release();
+  // A buffer belongs to its operation until done: completions come in any order.
+  absl::Status All(
+      const std::vector<uint32_t>& order,
+      const std::function<void(uint32_t, std::span<std::byte>, NvmeStore::DoneFn)>& start) {
+    absl::Mutex mu;
+    absl::Status result;
+    std::vector<uint64_t> free(kInFlight);
+    std::iota(free.begin(), free.end(), 0);
+    for (const uint32_t block : order) {
+      mu.LockWhen(absl::Condition(
+          +[](std::vector<uint64_t>* f) { return !f->empty(); }, &free));
+      const uint64_t buffer = free.back();
+      free.pop_back();
+      mu.Unlock();
+      start(block, buffers_.At(buffer), [&, buffer](const absl::Status& status) {
+        const absl::MutexLock lock(&mu);
+        result.Update(status);
+        free.push_back(buffer);
       });
     }
-    for (int i = 0; i < kInFlight; ++i) room.acquire();
-    return failed ? absl::UnavailableError("the store failed a read or a write") : absl::OkStatus();
+    const absl::MutexLock lock(&mu);
+    mu.Await(absl::Condition(
+        +[](std::vector<uint64_t>* f) { return f->size() == kInFlight; }, &free));
+    return result;
   }
 
   NvmeStore& store_;

@@ -3,9 +3,10 @@
 #
 #   tests/bench/run.sh [--json FILE] [NAME...]
 #
-# Sets up and builds the release preset first. NAMEs are rows of the table (tests/bench/README.md lists them);
-# without any, all are measured, which takes about two minutes. --json also writes the table as a
-# list of objects with the keys name, value, unit, against, ratio, goal, met.
+# Sets up and builds the release preset first. NAMEs are rows of the table
+# (tests/bench/README.md lists them); without any, all are measured, which takes about two minutes.
+# --json also writes the table as a list of objects with the keys name, value, unit, against,
+# ratio, goal, met.
 #
 # LARDER_BENCH_DIR is the folder for the NVMe figures; it needs 2 GiB and O_DIRECT. Standard:
 # build/bench. LARDER_BENCH_BUILD names a build folder that is to be measured as it is.
@@ -29,7 +30,7 @@ while [[ $# -gt 0 ]]; do
       continue
       ;;
     -h | --help)
-      sed -n '2,13{s/^# \{0,1\}//;p}' "$0"
+      sed -n '2,14{s/^# \{0,1\}//;p}' tests/bench/run.sh
       exit 0
       ;;
     -*)

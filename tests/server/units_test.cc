@@ -42,8 +42,9 @@ TEST(Units, ParsesFractions) {
 
 TEST(SlabSize, IsA64thButNotTooSmall) {
   constexpr uint64_t kMiB = 1 << 20;
-  EXPECT_EQ(SlabSize(4 * kMiB), 4 * kMiB);
-  EXPECT_EQ(SlabSize(64 * kMiB), 32 * kMiB);
+  EXPECT_EQ(SlabSize(1 * kMiB), 1 * kMiB);
+  EXPECT_EQ(SlabSize(4 * kMiB), 2 * kMiB);
+  EXPECT_EQ(SlabSize(64 * kMiB), 16 * kMiB);
   EXPECT_EQ(SlabSize(1024 * kMiB), 32 * kMiB);
   EXPECT_EQ(SlabSize(1024 * 1024 * kMiB), 16 * 1024 * kMiB);
   EXPECT_EQ(SlabSize(3001 * kMiB), 48 * kMiB);
