@@ -58,9 +58,9 @@ void NvmeIndex::Unlink(Slot slot, const Entry& entry) {
 }
 
 void NvmeIndex::GrowBuckets(uint64_t entries) {
-  if (entries <= buckets_.size()) return;
+  if (entries <= kEntriesPerBucketMax * buckets_.size()) return;
   uint64_t count = buckets_.size();
-  while (count < entries) count *= 2;
+  while (kEntriesPerBucketMax * count < entries) count *= 2;
   buckets_.assign(count, Slot());
   for (uint32_t slab = 0; slab < slabs_.size(); ++slab) {
     for (uint32_t index = 0; index < slabs_[slab].size(); ++index) {
@@ -171,6 +171,8 @@ void NvmeIndex::Offer(Slot slot) {
     std::erase_if(heap, [&](const Candidate& c) { return !IsCandidate(c.slot, pool); });
     std::make_heap(heap.begin(), heap.end());
   }
+  // In small steps: doubling could leave half of it unused, 8 bytes a slot.
+  if (heap.size() == heap.capacity()) heap.reserve(heap.size() + heap.size() / 8 + 64);
   entry.candidate = 1;
   heap.push_back({entry.touch, slot});
   std::push_heap(heap.begin(), heap.end());

@@ -14,7 +14,8 @@
 //      parent is at least as recent.
 //   3. An entry that is being written, or was condemned, is not found.
 //
-// Memory: 20 bytes an entry, 4 a bucket, 8 a candidate for eviction.
+// Memory: 20 bytes an entry, at most 2 for its share of a bucket, and at most 9 for its place
+// among the candidates for eviction: 31 a slot.
 #pragma once
 
 #include <cstdint>
@@ -114,6 +115,8 @@ class NvmeIndex {
   bool DropTrees(const std::function<bool(Slot)>& is_top);
   template <typename F>
   void ForEach(F&& f) const;
+
+  static constexpr uint64_t kEntriesPerBucketMax = 4;
 
   SlotAllocator& slots_;
   std::vector<std::vector<Entry>> slabs_;  // by slab and index in the slab

@@ -64,6 +64,8 @@ class SlotAllocator {
   uint64_t slots_max(Pool pool) const;
   // 0 when slab `slab` is nobody's or another pool's.
   uint32_t slots_in_slab(uint32_t slab) const { return slabs_[slab].slots; }
+  // Whether a slot of the pool's fits into the slab; a last one may be too short.
+  bool Fits(uint32_t slab, Pool pool) const { return SlabLength(slab) >= pools_[pool].stride; }
   uint32_t taken_in_slab(uint32_t slab) const { return slabs_[slab].taken; }
   bool SlabIsOf(uint32_t slab, Pool pool) const {
     return slabs_[slab].slots != 0 && slabs_[slab].pool == pool;

@@ -8,7 +8,8 @@
 # The last line is `N passed, N failed, N skipped`: tests, and one for each build. Exits with 1
 # when anything failed. Logs are in build/logs.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+self=$(readlink -f "$0")
+cd "$(dirname "$self")/.."
 
 quick=no
 names=()
@@ -16,7 +17,7 @@ for argument in "$@"; do
   case $argument in
     --quick) quick=yes ;;
     -h | --help)
-      sed -n '2,9{s/^# \{0,1\}//;p}' "$0"
+      sed -n '2,9{s/^# \{0,1\}//;p}' "$self"
       exit 0
       ;;
     -*)

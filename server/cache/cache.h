@@ -341,6 +341,8 @@ class Cache {
   bool BelowLowWater(const ModelState& model, Tier tier) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool DropMirror(ModelState& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool MakeRoom(ModelState& model, Tier tier, bool drop_dirty) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ModelState* RicherModel(const ModelState& model, Tier tier) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool ReclaimSlab(ModelState& model, Tier tier) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropCopy(ModelState& model, TreeNode* node, uint32_t index, Tier tier)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -157,8 +157,10 @@ absl::StatusOr<std::vector<SlotRun>> Cache::Reserve(SessionId session, LeaseId l
     const uint64_t more = count - lease.reserved.size();
     const uint64_t loose = s_->tiers[t].slots.free(model.pool[t]) + model.blocks[t] -
                            model.pinned[t];
-    // With one model this is all there can be; with several, slabs may still change hands.
-    if (s_->models.size() == 1 && more > loose) return Exhausted(model, *tier, more);
+    // That is all there can be, unless a slab may change hands.
+    if (more > loose && RicherModel(model, *tier) == nullptr) {
+      return Exhausted(model, *tier, more);
+    }
     std::vector<Slot> taken;
     while (taken.size() < more) {
       const Slot slot = TakeSlot(model, *tier, /*drop_dirty=*/true);

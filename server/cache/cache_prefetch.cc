@@ -172,6 +172,15 @@ absl::StatusOr<FlushId> Cache::Flush(SessionId session, LeaseId lease_id,
   });
   (*found)->flushes.push_back(id);
   s_->flushes[id] = std::move(flush);
+  // What is on its way down already, somebody waits for now.
+  const HiRadixTree& tree = (*found)->model->tree;
+  for (const PathPart& part : tree.PathTo(tree.Resolve((*found)->cursor), 0)) {
+    for (uint32_t i = part.begin; i < part.end; ++i) {
+      for (Tier to : {Tier::kHost, Tier::kNvme}) {
+        if (Move* move = FindMove(part.node->blocks[i], to)) RaiseMove(*move);
+      }
+    }
+  }
   CheckFlushes();
   return id;
 }

@@ -51,25 +51,33 @@ std::vector<Doomed> DoomedBy(HiRadixTree& tree, const SlotAllocator& slots, Tier
 
 }  // namespace
 
-// A model with less than its fair share of slabs takes one from the model with most. Rare:
-// it walks that model's tree, under the mutex.
-bool Cache::ReclaimSlab(ModelState& model, Tier tier) {
-  SlotAllocator& slots = s_->tiers[larder::Index(tier)].slots;
+// Whom a model with less than its fair share of slabs may take one from; null: nobody.
+Cache::ModelState* Cache::RicherModel(const ModelState& model, Tier tier) const {
+  const SlotAllocator& slots = s_->tiers[larder::Index(tier)].slots;
   const auto slabs_of = [&](const ModelState& m) {
     return slots.slabs(m.pool[larder::Index(tier)]);
   };
   const uint32_t share = std::max<uint32_t>(
       1, slots.slab_count() / static_cast<uint32_t>(s_->models.size()));
-  if (slots.slabs_free() > 0 || slabs_of(model) >= share) return false;
+  if (slots.free(model.pool[larder::Index(tier)]) > 0 || slabs_of(model) >= share) return nullptr;
   const auto richest = std::max_element(
       s_->models.begin(), s_->models.end(),
       [&](const auto& a, const auto& b) { return slabs_of(*a) < slabs_of(*b); });
-  ModelState& rich = **richest;
-  if (&rich == &model || slabs_of(rich) <= share) return false;
+  return slabs_of(**richest) > share ? richest->get() : nullptr;
+}
+
+// Takes a slab from a richer model. Rare: it walks that model's tree, under the mutex.
+bool Cache::ReclaimSlab(ModelState& model, Tier tier) {
+  ModelState* const richer = RicherModel(model, tier);
+  if (richer == nullptr) return false;
+  ModelState& rich = *richer;
+  SlotAllocator& slots = s_->tiers[larder::Index(tier)].slots;
   const SlotAllocator::Pool pool = rich.pool[larder::Index(tier)];
   if (tier == Tier::kNvme) return s_->nvme.ReclaimSlab(pool);
   for (uint32_t slab = 0; slab < slots.slab_count(); ++slab) {
-    if (!slots.SlabIsOf(slab, pool)) continue;
+    if (!slots.SlabIsOf(slab, pool) || !slots.Fits(slab, model.pool[larder::Index(tier)])) {
+      continue;
+    }
     const std::vector<Doomed> doomed = DoomedBy(rich.tree, slots, tier, slab);
     if (doomed.empty()) continue;
     std::vector<TreeNode*> nodes;
