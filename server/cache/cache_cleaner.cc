@@ -126,8 +126,10 @@ Cache::Progress Cache::WriteDown(ModelState& model, TreeNode* node, uint32_t end
   }
   Progress progress = Progress::kDone;
   bool waiting = false;
-  while (from < end && progress != Progress::kBlocked) {
+  while (progress != Progress::kBlocked) {
     TreeNode* at = model.tree.Resolve(cursor).node;
+    end = std::min(end, at->end());  // making room may have taken the path's own tail
+    if (from >= end) break;
     while (from < at->begin) at = at->parent;
     const uint32_t stop = std::min(end, at->end());
     progress = WriteNode(model, at, from, stop, move_class, &waiting);
@@ -157,6 +159,7 @@ Cache::Progress Cache::WriteNode(ModelState& model, TreeNode* node, uint32_t fro
   Progress progress = Progress::kDone;
   for (uint32_t at = from; at < end && progress == Progress::kDone; ++at) {
     node = model.tree.Resolve(cursor).node;  // taking slots may have reshaped the tree
+    if (at >= node->end()) break;            // or taken its tail
     const uint32_t index = at - node->begin;
     const TreeBlock& block = node->blocks[index];
     if (Durable(block) || FindMove(block, Tier::kNvme) != nullptr) {

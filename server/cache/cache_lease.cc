@@ -155,14 +155,20 @@ absl::StatusOr<std::vector<SlotRun>> Cache::Reserve(SessionId session, LeaseId l
   const int t = larder::Index(*tier);
   if (count > lease.reserved.size()) {
     const uint64_t more = count - lease.reserved.size();
-    const uint64_t loose = s_->tiers[t].slots.free(model.pool[t]) + model.blocks[t] -
-                           model.pinned[t];
-    // That is all there can be, unless a slab may change hands.
-    if (more > loose && RicherModel(model, *tier) == nullptr) {
+    SlotAllocator& slots = s_->tiers[t].slots;
+    if (more + model.pinned[t] + model.held[t] > slots.slots_max(model.pool[t])) {
       return Exhausted(model, *tier, more);
     }
+    // 1. What is free, then slabs that are due to this model.
+    // 2. Its own unpinned blocks, once it is clear that there are enough.
     std::vector<Slot> taken;
     while (taken.size() < more) {
+      const Slot slot = slots.Take(model.pool[t]);
+      if (!slot && !ReclaimSlab(model, *tier)) break;
+      if (slot) taken.push_back(slot);
+    }
+    const bool enough = more - taken.size() <= model.blocks[t] - model.pinned[t];
+    while (enough && taken.size() < more) {
       const Slot slot = TakeSlot(model, *tier, /*drop_dirty=*/true);
       if (!slot) break;
       taken.push_back(slot);

@@ -72,6 +72,19 @@ TEST(Models, AShortLastSlabThatFitsNoBlockDoesNotKeepALateModelOut) {
   f.cache().CheckInvariants();
 }
 
+TEST(Models, WhenNoSlabCanChangeHandsNothingIsEvictedInVain) {
+  Fixture f({.gpu = 16, .slab = 4});
+  const LeaseId pinned = f.Hold(Prompt("pinned", 12));  // three slabs; two would be fair
+  f.model = f.cache().OpenModel(World::Spec("late"))->id;
+  f.Store(Prompt("own", 4));
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      f.cache().Reserve(f.session, f.EmptyLease(), 0, 5, std::nullopt).status()));
+  EXPECT_EQ(f.Matched(Prompt("own", 4)), 4u);
+  f.Release(pinned);
+  EXPECT_TRUE(f.cache().Reserve(f.session, f.EmptyLease(), 0, 5, std::nullopt).ok());
+  f.cache().CheckInvariants();
+}
+
 TEST(Models, ALateModelGetsItsShareOfNvme) {
   Fixture f({.host = 8, .nvme = 16, .slab = 4});
   for (int i = 0; i < 8; ++i) {

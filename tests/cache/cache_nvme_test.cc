@@ -234,6 +234,21 @@ TEST(Nvme, TheCleanerKeepsHostSlotsFreeOnceTheirBlocksAreDurable) {
   f.cache().CheckInvariants();
 }
 
+// HOST is full of blocks that wait for an ancestor in GPU to be written before them: the
+// coldest is given up for it, although it is on the very path that is being written.
+TEST(Nvme, AHostTierFullOfBlocksThatWaitForAnAncestorGivesOneUp) {
+  Fixture f({.gpu = 2, .host = 2, .nvme = 8});
+  f.Store(Prompt("p", 1) + Prompt("x", 1), Tier::kGpu);
+  f.Store(Prompt("p", 1) + Prompt("y", 2), Tier::kHost);
+  f.cache().CheckInvariants();
+  ASSERT_TRUE(f.world.Settle());
+  f.cache().CheckInvariants();
+  EXPECT_EQ(f.Matched(Prompt("p", 1) + Prompt("y", 2)), 2u);
+  f.world.Restart();
+  f.Open();
+  EXPECT_EQ(f.Matched(Prompt("p", 1) + Prompt("y", 2)), 2u) << "both are durable";
+}
+
 TEST(Nvme, TheLeastRecentLeavesGoFirst) {
   Fixture f({.host = 2, .nvme = 4});
   for (const char* name : {"a", "b"}) {
