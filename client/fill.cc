@@ -42,8 +42,10 @@ void FillBlock(uint64_t seed, std::span<std::byte> block) {
     const uint64_t word = Word(seed, i);
     std::memcpy(out + i * kWord, &word, kWord);
   }
+  const size_t rest = block.size() % kWord;
+  if (rest == 0) return;  // an empty span may be a null pointer, which memcpy must not see
   const uint64_t last = Word(seed, words);
-  std::memcpy(out + words * kWord, &last, block.size() % kWord);
+  std::memcpy(out + words * kWord, &last, rest);
 }
 
 uint64_t WrongBytes(uint64_t seed, std::span<const std::byte> block) {
