@@ -172,7 +172,7 @@ absl::StatusOr<FlushId> Cache::Flush(SessionId session, LeaseId lease_id,
   });
   (*found)->flushes.push_back(id);
   s_->flushes[id] = std::move(flush);
-  // What is on its way down already, somebody waits for now.
+  // Moves that are under way already now have somebody who waits for them.
   const HiRadixTree& tree = (*found)->model->tree;
   for (const PathPart& part : tree.PathTo(tree.Resolve((*found)->cursor), 0)) {
     for (uint32_t i = part.begin; i < part.end; ++i) {
