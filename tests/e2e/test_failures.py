@@ -70,6 +70,7 @@ class FailureTable(harness.LarderTest):
         hung.kill()
 
         daemon.wait_status(lambda s: s.sessions_lost == 0, "the lost session ends")
+        daemon.wait_idle()  # its published blocks now sink; a block that moves keeps its slot
         more = other.lookup(prompt("more", 1))["lease"]
         again = other.reserve(more, 0, 16, "GPU")
         self.assertEqual({(block["arena"], block["offset"]) for block in again}, held)
