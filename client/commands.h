@@ -46,6 +46,7 @@ void RegisterGet(CLI::App& app, Invocation& invocation);       // get
 void RegisterPrefetch(CLI::App& app, Invocation& invocation);  // prefetch, evict
 void RegisterReplay(CLI::App& app, Invocation& invocation);    // replay
 void RegisterSimulate(CLI::App& app, Invocation& invocation);  // simulate, without a daemon
+void RegisterSize(CLI::App& app, Invocation& invocation);      // size, without a daemon
 
 // Says what went wrong on stderr (and, with --json, as {"error": ..} on stdout), and answers the
 // exit code for it.

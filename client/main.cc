@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
   larder::cli::RegisterPrefetch(app, invocation);
   larder::cli::RegisterReplay(app, invocation);
   larder::cli::RegisterSimulate(app, invocation);
+  larder::cli::RegisterSize(app, invocation);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

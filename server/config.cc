@@ -12,7 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "server/listen.h"
-#include "server/units.h"
+#include "storage/units.h"
 
 namespace larder {
 namespace {

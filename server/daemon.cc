@@ -20,13 +20,13 @@
 #include "server/listen.h"
 #include "server/metrics.h"
 #include "server/rpc/rpc_server.h"
-#include "server/slab_size.h"
 #include "server/ticker.h"
-#include "server/units.h"
 #include "storage/arena.h"
 #include "storage/handover.h"
 #include "storage/nvme_store.h"
+#include "storage/slab_size.h"
 #include "storage/storage_mover.h"
+#include "storage/units.h"
 
 namespace larder {
 namespace {

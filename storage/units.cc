@@ -1,4 +1,4 @@
-#include "server/units.h"
+#include "storage/units.h"
 
 #include <array>
 #include <cmath>

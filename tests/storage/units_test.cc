@@ -1,8 +1,8 @@
-#include "server/units.h"
+#include "storage/units.h"
 
 #include <gtest/gtest.h>
 
-#include "server/slab_size.h"
+#include "storage/slab_size.h"
 
 namespace larder {
 namespace {
