@@ -130,7 +130,9 @@ void Cache::StartKeys(const Probe& probe, ColdKeys& keys) {
     keys.parent = node->key;
     return;
   }
-  // Nothing known within the request: its own first block is next.
+  // Nothing known within the request: its own first block is next. The walk above may have
+  // gone past the node that `start` is in.
+  node = probe.at.node;
   while (node->parent != nullptr && probe.start <= node->begin) node = node->parent;
   keys.begin = probe.start;
   keys.parent = KeyAt(model, node, probe.start);
