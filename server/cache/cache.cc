@@ -176,7 +176,7 @@ absl::StatusOr<Cache::Lease*> Cache::FindLease(SessionId session, LeaseId lease)
   return found->second.get();
 }
 
-absl::StatusOr<SessionId> Cache::OpenSession(std::string worker) {
+absl::StatusOr<SessionId> Cache::OpenSession(std::string worker, SessionId secret) {
   Section section(*this);
   if (s_->sessions.size() >= options_.sessions_max) {
     s_->counters.exhausted += 1;
@@ -184,8 +184,12 @@ absl::StatusOr<SessionId> Cache::OpenSession(std::string worker) {
                                                      " are open, at most ",
                                                      options_.sessions_max));
   }
+  if (s_->sessions.contains(secret)) {
+    return absl::AlreadyExistsError("session_id: another session has this one");
+  }
   auto session = std::make_unique<Session>();
-  session->id = s_->next_id++;
+  session->id = secret != 0 ? secret : s_->next_id++;
+  session->secret = secret != 0;
   session->worker = std::move(worker);
   session->opened = clock_.Now();
   const SessionId id = session->id;

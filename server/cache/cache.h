@@ -148,7 +148,7 @@ struct LeaseInfo {
 };
 
 struct SessionInfo {
-  SessionId session = 0;
+  SessionId session = 0;  // 0: one of the daemon's own
   std::string worker;
   bool lost = false;
   absl::Duration age;
@@ -209,7 +209,9 @@ class Cache {
   absl::StatusOr<Model> OpenModel(const ModelSpec& spec);
   absl::StatusOr<Model> FindModel(ModelId id) const;  // NOT_FOUND
 
-  absl::StatusOr<SessionId> OpenSession(std::string worker);
+  // `secret`: a random id for a session of the daemon's own, which nobody can guess and
+  // Sessions() does not tell; 0: the next id. ALREADY_EXISTS: another session has it.
+  absl::StatusOr<SessionId> OpenSession(std::string worker, SessionId secret = 0);
   // The stream is gone: the session's calls fail from now on; its pins stay. A session that
   // holds no lease ends at once.
   void LoseSession(SessionId session);
@@ -230,7 +232,12 @@ class Cache {
   absl::StatusOr<LeaseState> Put(SessionId session, LeaseId lease, uint32_t position,
                                  std::span<const uint32_t> tokens);
   absl::StatusOr<LeaseState> Truncate(SessionId session, LeaseId lease, uint32_t position);
-  absl::StatusOr<LeaseState> Fork(SessionId session, LeaseId lease);
+  // The fork belongs to session `owner`; 0: to the same one.
+  absl::StatusOr<LeaseState> Fork(SessionId session, LeaseId lease, SessionId owner = 0);
+  // Moves the lease's end from `position` to that of `leader`, a fork of it that has gone on
+  // in session `owner`. ABORTED when the lease's end is elsewhere by now.
+  absl::StatusOr<LeaseState> Follow(SessionId session, LeaseId lease, uint32_t position,
+                                    SessionId owner, LeaseId leader);
   absl::Status Release(SessionId session, LeaseId lease, bool session_over);
   absl::StatusOr<LeaseState> GetLease(SessionId session, LeaseId lease) const;
   // The model of a lease, for turning slots into bytes.
@@ -315,6 +322,8 @@ class Cache {
   void FreeDuplicates(Lease& lease, uint32_t from) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void MarkFinished(Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Tier ReserveTier(const Lease& lease) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckEnd(const Lease& lease, uint32_t position) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckPut(const Lease& lease, uint32_t position,
                         std::span<const uint32_t> tokens) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

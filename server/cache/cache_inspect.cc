@@ -73,7 +73,7 @@ std::vector<SessionInfo> Cache::Sessions(bool leases) const {
   std::vector<SessionInfo> all;
   for (const auto& [id, session] : s_->sessions) {
     SessionInfo info;
-    info.session = id;
+    info.session = session->secret ? 0 : id;
     info.worker = session->worker;
     info.lost = session->lost;
     info.age = now - session->opened;

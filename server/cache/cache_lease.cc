@@ -143,10 +143,7 @@ absl::StatusOr<std::vector<SlotRun>> Cache::Reserve(SessionId session, LeaseId l
   Lease& lease = **found;
   const absl::StatusOr<Tier> tier = wanted.has_value() ? *wanted : ReserveTier(lease);
   ModelState& model = *lease.model;
-  if (position != lease.end()) {
-    return absl::AbortedError(absl::StrCat("position: ", position,
-                                           " given, the lease's end is at block ", lease.end()));
-  }
+  if (absl::Status status = CheckEnd(lease, position); !status.ok()) return status;
   if (!lease.reserved.empty() && lease.reserved_tier != *tier) {
     return absl::FailedPreconditionError(
         absl::StrCat("tier: ", TierText(*tier), " given, but ", lease.reserved.size(),
@@ -186,13 +183,16 @@ absl::StatusOr<std::vector<SlotRun>> Cache::Reserve(SessionId session, LeaseId l
   return std::vector<SlotRun>{std::move(run)};
 }
 
+absl::Status Cache::CheckEnd(const Lease& lease, uint32_t position) const {
+  if (position == lease.end()) return absl::OkStatus();
+  return absl::AbortedError(absl::StrCat("position: ", position,
+                                         " given, the lease's end is at block ", lease.end()));
+}
+
 absl::Status Cache::CheckPut(const Lease& lease, uint32_t position,
                              std::span<const uint32_t> tokens) const {
   const uint32_t block_tokens = lease.model->model.spec.block_tokens;
-  if (position != lease.end()) {
-    return absl::AbortedError(absl::StrCat("position: ", position,
-                                           " given, the lease's end is at block ", lease.end()));
-  }
+  if (absl::Status status = CheckEnd(lease, position); !status.ok()) return status;
   if (tokens.empty() || tokens.size() % block_tokens != 0) {
     return absl::InvalidArgumentError(absl::StrCat("tokens: ", tokens.size(),
                                                    " given, must be a multiple of ", block_tokens,
@@ -290,13 +290,15 @@ absl::StatusOr<LeaseState> Cache::Truncate(SessionId session, LeaseId lease_id,
   return StateOf(lease);
 }
 
-absl::StatusOr<LeaseState> Cache::Fork(SessionId session, LeaseId lease_id) {
+absl::StatusOr<LeaseState> Cache::Fork(SessionId session, LeaseId lease_id, SessionId owner) {
   Section section(*this);
   absl::StatusOr<Lease*> found = FindLease(session, lease_id);
   if (!found.ok()) return found.status();
   Lease& from = **found;
-  if (absl::Status status = CheckLeaseCount(*from.session); !status.ok()) return status;
-  Lease& fork = NewLease(*from.session, *from.model);
+  absl::StatusOr<Session*> to = owner == 0 ? from.session : FindSession(owner);
+  if (!to.ok()) return to.status();
+  if (absl::Status status = CheckLeaseCount(**to); !status.ok()) return status;
+  Lease& fork = NewLease(**to, *from.model);
   fork.model->tree.Bind(fork.cursor, from.model->tree.Resolve(from.cursor));
   if (from.gpu_end > 0) PinRange(fork, Tier::kGpu, 0, from.gpu_end);
   for (const Lease::PinnedRange& range : from.pins) {
@@ -304,6 +306,28 @@ absl::StatusOr<LeaseState> Cache::Fork(SessionId session, LeaseId lease_id) {
   }
   fork.duplicates = from.duplicates;
   return StateOf(fork);
+}
+
+absl::StatusOr<LeaseState> Cache::Follow(SessionId session, LeaseId lease_id, uint32_t position,
+                                         SessionId owner, LeaseId leader_id) {
+  Section section(*this);
+  absl::StatusOr<Lease*> found = FindLease(session, lease_id);
+  if (!found.ok()) return found.status();
+  absl::StatusOr<Lease*> leader = FindLease(owner, leader_id);
+  if (!leader.ok()) return leader.status();
+  Lease& lease = **found;
+  if (absl::Status status = CheckEnd(lease, position); !status.ok()) return status;
+  HiRadixTree& tree = lease.model->tree;
+  const HiRadixTree::Position at = tree.Resolve((*leader)->cursor);
+  const HiRadixTree::Position fork = tree.Above({at.node, position});
+  const HiRadixTree::Position end = tree.Resolve(lease.cursor);
+  if ((*leader)->model != lease.model || at.end < position || fork.node != end.node) {
+    return absl::AbortedError(
+        absl::StrCat("position: ", position, " given, the lease was moved meanwhile"));
+  }
+  tree.Bind(lease.cursor, at);
+  PinBest(lease, position, at.end);
+  return StateOf(lease);
 }
 
 absl::Status Cache::Release(SessionId session, LeaseId lease, bool session_over) {

@@ -36,6 +36,7 @@ struct Cache::ModelState {
 struct Cache::Session {
   SessionId id = 0;
   std::string worker;
+  bool secret = false;  // the id is not to be told
   bool lost = false;
   absl::Time opened;
   absl::btree_map<LeaseId, Lease*> leases;

@@ -16,30 +16,26 @@ absl::StatusOr<std::shared_ptr<PathHold>> PathHold::Of(Cache& cache, Sessions& s
 
 absl::StatusOr<std::shared_ptr<PathHold>> PathHold::OfLease(Cache& cache, Sessions& sessions,
                                                             SessionId session, LeaseId lease) {
-  absl::StatusOr<Sessions::Hold> hold = sessions.HoldSession(session);
+  absl::StatusOr<Sessions::Hold> hold = sessions.OpenHold();
   if (!hold.ok()) return hold.status();
-  const absl::StatusOr<LeaseState> fork = cache.Fork(session, lease);
+  const absl::StatusOr<LeaseState> fork = cache.Fork(session, lease, hold->session());
   if (!fork.ok()) return fork.status();
   return std::shared_ptr<PathHold>(
-      new PathHold(cache, *std::move(hold), fork->lease, fork->end, false));
+      new PathHold(*std::move(hold), fork->lease, fork->end, false));
 }
 
 absl::StatusOr<std::shared_ptr<PathHold>> PathHold::OfPrefix(Cache& cache, Sessions& sessions,
                                                              ModelId model,
                                                              std::span<const uint32_t> tokens) {
-  absl::StatusOr<Sessions::Hold> hold = sessions.OpenInternal();
+  if (absl::Status status = sessions.CheckAdmits(); !status.ok()) return status;
+  absl::StatusOr<Sessions::Hold> hold = sessions.OpenHold();
   if (!hold.ok()) return hold.status();
   const absl::StatusOr<LookupResult> found = cache.Lookup(hold->session(), model, tokens, {});
   if (!found.ok()) return found.status();
   const bool on_nvme = std::any_of(found->runs.begin(), found->runs.end(),
                                    [](const SlotRun& run) { return run.tier == Tier::kNvme; });
   return std::shared_ptr<PathHold>(
-      new PathHold(cache, *std::move(hold), found->lease, found->matched_blocks, on_nvme));
-}
-
-PathHold::~PathHold() {
-  // Fails on a lost session, whose leases are freed when it ends; the hold delays that.
-  cache_.Release(hold_.session(), lease_, /*session_over=*/false).IgnoreError();
+      new PathHold(*std::move(hold), found->lease, found->matched_blocks, on_nvme));
 }
 
 }  // namespace larder

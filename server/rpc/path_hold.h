@@ -4,7 +4,8 @@
 // has not sent yet. The last owner lets go, on any thread.
 //
 // Invariants:
-//   1. The lease is nobody else's: what the client does to its own lease does not move it.
+//   1. The lease is nobody else's: what the client does to its own lease or session does not
+//      move it, and its ids are known to nobody.
 //   2. It dies before the cache and the sessions.
 #pragma once
 
@@ -31,7 +32,6 @@ class PathHold {
   static absl::StatusOr<std::shared_ptr<PathHold>> OfPrefix(Cache& cache, Sessions& sessions,
                                                             ModelId model,
                                                             std::span<const uint32_t> tokens);
-  ~PathHold();
   PathHold(const PathHold&) = delete;
   PathHold& operator=(const PathHold&) = delete;
 
@@ -41,11 +41,10 @@ class PathHold {
   bool on_nvme() const { return on_nvme_; }    // OfPrefix: some of them must be brought up
 
  private:
-  PathHold(Cache& cache, Sessions::Hold hold, LeaseId lease, uint32_t blocks, bool on_nvme)
-      : cache_(cache), hold_(std::move(hold)), lease_(lease), blocks_(blocks), on_nvme_(on_nvme) {}
+  PathHold(Sessions::Hold hold, LeaseId lease, uint32_t blocks, bool on_nvme)
+      : hold_(std::move(hold)), lease_(lease), blocks_(blocks), on_nvme_(on_nvme) {}
 
-  Cache& cache_;
-  const Sessions::Hold hold_;
+  const Sessions::Hold hold_;  // the lease ends with its session
   const LeaseId lease_;
   const uint32_t blocks_;
   const bool on_nvme_;

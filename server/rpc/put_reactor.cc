@@ -42,7 +42,23 @@ void PutReactor::Advance(uint32_t signals) {
 }
 
 void PutReactor::StartOnLease() {
-  EndWith(Publish(request_.session_id(), request_.lease_id(), request_.position()));
+  // Written under a lease of the daemon's own: the client may let go of its own meanwhile, or
+  // be gone, and another worker must not get slots that are still being written.
+  const SessionId session = request_.session_id();
+  const LeaseId lease = request_.lease_id();
+  absl::StatusOr<std::shared_ptr<PathHold>> hold =
+      PathHold::OfLease(context_.cache, context_.sessions, session, lease);
+  if (!hold.ok()) {
+    End(hold.status());
+    return;
+  }
+  hold_ = *std::move(hold);
+  absl::StatusOr<LeaseState> state = Publish(request_.position());
+  if (state.ok()) {
+    state = context_.cache.Follow(session, lease, request_.position(), hold_->session(),
+                                  hold_->lease());
+  }
+  EndWith(state);
 }
 
 void PutReactor::StartOnPrefix() {
@@ -103,28 +119,21 @@ void PutReactor::PublishFrom(uint32_t end) {
   }
   absl::StatusOr<LeaseState> state = end == past
                                          ? context_.cache.GetLease(hold_->session(), hold_->lease())
-                                         : Publish(hold_->session(), hold_->lease(), end);
+                                         : Publish(end);
   if (state.ok()) state->lease = 0;
   EndWith(state);
 }
 
-absl::StatusOr<LeaseState> PutReactor::Publish(SessionId session, LeaseId lease,
-                                               uint32_t position) {
+absl::StatusOr<LeaseState> PutReactor::Publish(uint32_t position) {
   Cache& cache = context_.cache;
   const auto tokens =
       ToSpan(request_.tokens()).subspan(size_t{position - request_.position()} * block_tokens_);
-  const absl::StatusOr<LeaseState> before = cache.GetLease(session, lease);
-  if (!before.ok()) return before.status();
-  const absl::StatusOr<std::vector<SlotRun>> runs = cache.Reserve(
-      session, lease, position, static_cast<uint32_t>(tokens.size() / block_tokens_), Tier::kHost);
+  const absl::StatusOr<std::vector<SlotRun>> runs =
+      cache.Reserve(hold_->session(), hold_->lease(), position,
+                    static_cast<uint32_t>(tokens.size() / block_tokens_), Tier::kHost);
   if (!runs.ok()) return runs.status();
-  absl::Status copied = CopyIn(*runs, position);
-  absl::StatusOr<LeaseState> state =
-      copied.ok() ? cache.Put(session, lease, position, tokens) : copied;
-  if (!state.ok() && before->reserved_blocks == 0) {
-    cache.Truncate(session, lease, position).IgnoreError();
-  }
-  return state;
+  if (absl::Status copied = CopyIn(*runs, position); !copied.ok()) return copied;
+  return cache.Put(hold_->session(), hold_->lease(), position, tokens);
 }
 
 absl::Status PutReactor::CopyIn(const std::vector<SlotRun>& runs, uint32_t position) {

@@ -1,6 +1,7 @@
 // PutReactor: a Put whose bytes come with it.
 //
-//   with a lease:     Reserve(HOST) -> copy into the arena -> Put
+//   with a lease:     a fork of it, the daemon's own -> Reserve(HOST) -> copy into the arena
+//                     -> Put -> the lease follows its fork -> let go
 //   without a lease:  a lease of the daemon's own on prefix + tokens -> [bring up what is only on
 //                     NVME] -> the same for the blocks that are not cached -> let go
 //
@@ -8,7 +9,9 @@
 //
 // Invariants:
 //   1. After an error the lease's end and its reserved blocks are what they were.
-//   2. Blocks that are cached already are not written again: a retry does nothing.
+//   2. Without a lease, blocks that are cached already are not written again: a retry does
+//      nothing.
+//   3. Slots are written under the daemon's own lease, whatever becomes of the client's.
 #pragma once
 
 #include <memory>
@@ -35,8 +38,8 @@ class PutReactor final : public WaitingReactor {
   void Poll();
   // Without a lease: publishes what is past block `end` of the daemon's own.
   void PublishFrom(uint32_t end);
-  // Publishes the request's blocks from `position` on.
-  absl::StatusOr<LeaseState> Publish(SessionId session, LeaseId lease, uint32_t position);
+  // Publishes the request's blocks from `position` on, on the daemon's own lease.
+  absl::StatusOr<LeaseState> Publish(uint32_t position);
   absl::Status CopyIn(const std::vector<SlotRun>& runs, uint32_t position);
   void EndWith(const absl::StatusOr<LeaseState>& state);
 

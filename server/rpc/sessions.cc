@@ -1,5 +1,6 @@
 #include "server/rpc/sessions.h"
 
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -27,41 +28,18 @@ absl::StatusOr<SessionId> Sessions::Open(std::string worker, std::weak_ptr<Sessi
   return CheckAdmits();
 }
 
-absl::StatusOr<Sessions::Hold> Sessions::OpenInternal() {
-  if (absl::Status status = CheckAdmits(); !status.ok()) return status;
-  const absl::StatusOr<SessionId> session = cache_.OpenSession("larderd");
+absl::StatusOr<Sessions::Hold> Sessions::OpenHold() {
+  std::random_device random;
+  const SessionId secret = uint64_t{random()} << 32 | random();
+  const absl::StatusOr<SessionId> session = cache_.OpenSession("larderd", secret);
   if (!session.ok()) return session.status();
   absl::MutexLock lock(&mu_);
-  Entry& entry = entries_[*session];
-  entry.unreachable = true;
-  entry.holds = 1;
   ++holds_;
   return Hold(*this, *session);
 }
 
-absl::StatusOr<Sessions::Hold> Sessions::HoldSession(SessionId session) {
-  absl::MutexLock lock(&mu_);
-  const auto it = entries_.find(session);
-  if (it == entries_.end()) {
-    return absl::NotFoundError(absl::StrCat("session_id: ", absl::Hex(session, absl::kZeroPad16),
-                                            " is not a session of this daemon; Attach again"));
-  }
-  if (!it->second.live) {
-    return absl::FailedPreconditionError(absl::StrCat("session_id: the stream of ",
-                                                      absl::Hex(session, absl::kZeroPad16),
-                                                      " has ended; Attach again"));
-  }
-  ++it->second.holds;
-  ++holds_;
-  return Hold(*this, session);
-}
-
-void Sessions::Unhold(SessionId session) {
-  {
-    absl::MutexLock lock(&mu_);
-    --entries_.find(session)->second.holds;
-  }
-  EndIfUnused(session);
+void Sessions::EndHold(SessionId session) {
+  cache_.EndSession(session);
   absl::MutexLock lock(&mu_);
   --holds_;  // last, so that who awaits this finds the cache already told
 }
@@ -101,7 +79,7 @@ void Sessions::EndIfUnused(SessionId session) {
     const auto it = entries_.find(session);
     if (it == entries_.end()) return;
     const Entry& entry = it->second;
-    if (entry.live || !entry.unreachable || entry.holds > 0) return;
+    if (entry.live || !entry.unreachable) return;
     entries_.erase(it);
   }
   cache_.LoseSession(session);

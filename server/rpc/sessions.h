@@ -1,20 +1,21 @@
 // Sessions: which sessions there are, and when nobody can be reading their blocks any more.
 //
-//                 stream ends                   no process has the arenas, or it is gone,
-//   LIVE ------------------------> LOST ------- and no hold is left ----------> ended
-//     |                                                                           ^
-//     +---- the process that has the arenas is gone, and no hold is left ---------+
+//                 stream ends            no process has the arenas, or it is gone
+//   LIVE ------------------------> LOST ------------------------------------> ended
+//     |                                                                         ^
+//     +---- the process that has the arenas is gone ----------------------------+
 //
-// A hold is the daemon itself reading a session's blocks (Download, whose bytes gRPC may send
-// after the client is gone). Calls on a prefix instead of a lease run on a session of their
-// own, which has no stream and lives as long as its hold.
+// What the daemon itself reads or writes (Download, whose bytes gRPC may send after the client
+// is gone; Put with data; Prefetch of a prefix) it holds in a session of its own, which has no
+// stream and lives as long as its hold. Its id is random and told to nobody, so that no client
+// can let go of what the daemon is reading.
 //
 // Thread safety: thread-safe. Cache, SessionStream and PeerFn are called without a lock held.
 //
 // Invariants:
-//   1. Cache::EndSession is called once for a session, after Cache::LoseSession, and when
-//      neither a process nor the daemon can be reading its blocks.
-//   2. Once draining, no session is opened.
+//   1. Cache::EndSession is called once for a session, after Cache::LoseSession, and when no
+//      process can be reading its blocks.
+//   2. Once draining, no worker's session is opened.
 #pragma once
 
 #include <atomic>
@@ -55,7 +56,7 @@ class Sessions {
   };
   using PeerFn = std::function<std::optional<Peer>(SessionId)>;
 
-  // Move-only: keeps a session's blocks in place while the daemon reads them.
+  // Move-only: a session of the daemon's own, which ends with it.
   class Hold {
    public:
     Hold(Sessions& sessions, SessionId session) : sessions_(&sessions), session_(session) {}
@@ -63,7 +64,7 @@ class Sessions {
         : sessions_(std::exchange(other.sessions_, nullptr)), session_(other.session_) {}
     Hold& operator=(Hold&&) = delete;
     ~Hold() {
-      if (sessions_ != nullptr) sessions_->Unhold(session_);
+      if (sessions_ != nullptr) sessions_->EndHold(session_);
     }
     SessionId session() const { return session_; }
 
@@ -80,10 +81,8 @@ class Sessions {
   absl::Status CheckAdmits() const;
 
   absl::StatusOr<SessionId> Open(std::string worker, std::weak_ptr<SessionStream> stream);
-  // Opens a session of the daemon's own, which ends with the hold.
-  absl::StatusOr<Hold> OpenInternal();
-  // NOT_FOUND: no such session. FAILED_PRECONDITION: its stream has ended.
-  absl::StatusOr<Hold> HoldSession(SessionId session);
+  // Also while draining: what a worker has begun goes on.
+  absl::StatusOr<Hold> OpenHold();
 
   void StreamEnded(SessionId session);
   void ProcessGone(SessionId session);
@@ -106,10 +105,9 @@ class Sessions {
     std::weak_ptr<SessionStream> stream;
     bool live = false;         // has a stream, and it is open
     bool unreachable = false;  // no process has the arenas or will get them
-    int holds = 0;
   };
 
-  void Unhold(SessionId session);
+  void EndHold(SessionId session);
   // Forgets the session and ends it in the cache if its time has come.
   void EndIfUnused(SessionId session);
   std::vector<std::shared_ptr<SessionStream>> OpenStreams() const;

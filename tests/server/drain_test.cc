@@ -97,7 +97,7 @@ TEST(Drain, StopCancelsCallsThatWait) {
     request.set_lease_id(lease);
     EXPECT_FALSE(server.kv().Flush(&context, request, &state).ok());
   });
-  absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_TRUE(Eventually([&] { return server.mover().raises() > 0; })) << "it waits";
   server.rpc().Stop(absl::Now());
   flush.join();
 }

@@ -264,7 +264,7 @@ TEST_F(KvCacheTest, FlushEndsWhenItsLeaseIsReleased) {
     EXPECT_FALSE(status.ok());
     EXPECT_NE(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   });
-  absl::SleepFor(absl::Milliseconds(50));
+  EXPECT_TRUE(Eventually([&] { return server_.mover().raises() > 0; })) << "it waits";
   worker_.Release(lease);
   flush.join();
 }

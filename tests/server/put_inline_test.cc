@@ -132,6 +132,13 @@ TEST_F(PutInlineTest, KeepsBlocksThatTheWorkerReservedItself) {
   request.set_lease_id(lease);
   EXPECT_STATUS(Put(request), RESOURCE_EXHAUSTED, "HOST");
   EXPECT_EQ(server_.cache().GetLease(worker.session(), lease)->reserved_blocks, 1u);
+  // The daemon writes slots of its own, never those that a call of the client's can free.
+  request = Request(0, 2);
+  request.set_session_id(worker.session());
+  request.set_lease_id(lease);
+  ASSERT_GRPC_OK(Put(request));
+  EXPECT_EQ(state_.end(), 2u);
+  EXPECT_EQ(state_.reserved_blocks(), 1u);
 }
 
 TEST_F(PutInlineTest, BringsItsPrefixUpFromNvme) {

@@ -40,22 +40,6 @@ TEST_F(SessionsTest, NeverMappedEndsWithItsStream) {
   server_.sessions().ProcessGone(session);  // too late, and harmless
 }
 
-TEST_F(SessionsTest, HoldDelaysTheEnd) {
-  const SessionId session = Open();
-  {
-    const auto hold = server_.sessions().HoldSession(session);
-    ASSERT_TRUE(hold.ok());
-    EXPECT_FALSE(server_.sessions().AwaitNoHolds(absl::Now()));
-    server_.sessions().StreamEnded(session);
-    EXPECT_FALSE(server_.sessions().IsLive(session));
-    EXPECT_EQ(server_.sessions().HoldSession(session).status().code(),
-              absl::StatusCode::kFailedPrecondition);
-  }
-  EXPECT_EQ(Count(), 0u);
-  EXPECT_TRUE(server_.sessions().AwaitNoHolds(absl::Now()));
-  EXPECT_EQ(server_.sessions().HoldSession(session).status().code(), absl::StatusCode::kNotFound);
-}
-
 TEST_F(SessionsTest, ProcessGoneFirst) {
   const SessionId session = Open();
   server_.Map(session, 9);
@@ -66,14 +50,19 @@ TEST_F(SessionsTest, ProcessGoneFirst) {
   EXPECT_TRUE(server_.sessions().AwaitNoStreams(absl::Now()));
 }
 
-TEST_F(SessionsTest, InternalSessionsLiveAsLongAsTheirHold) {
+TEST_F(SessionsTest, AHoldIsASessionThatNobodyElseCanName) {
   {
-    const auto hold = server_.sessions().OpenInternal();
+    const auto hold = server_.sessions().OpenHold();
     ASSERT_TRUE(hold.ok());
     EXPECT_EQ(Count(), 1u);
     EXPECT_FALSE(server_.sessions().IsLive(hold->session())) << "no addresses for it";
+    EXPECT_FALSE(server_.sessions().AwaitNoHolds(absl::Now()));
+    EXPECT_NE(hold->session(), server_.sessions().OpenHold()->session());
+    ASSERT_EQ(server_.cache().Sessions(/*leases=*/false).size(), 1u);
+    EXPECT_EQ(server_.cache().Sessions(/*leases=*/false)[0].session, 0u);
   }
   EXPECT_EQ(Count(), 0u);
+  EXPECT_TRUE(server_.sessions().AwaitNoHolds(absl::Now()));
 }
 
 TEST_F(SessionsTest, DrainTellsOpenStreamsAndOpensNoMore) {
@@ -82,7 +71,7 @@ TEST_F(SessionsTest, DrainTellsOpenStreamsAndOpensNoMore) {
   EXPECT_EQ(stream_->drained, 1);
   EXPECT_EQ(server_.sessions().Open("late", stream_).status().code(),
             absl::StatusCode::kUnavailable);
-  EXPECT_EQ(server_.sessions().OpenInternal().status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(server_.sessions().OpenHold().ok()) << "what a worker has begun goes on";
   server_.sessions().StreamEnded(session);
 }
 

@@ -320,14 +320,41 @@ TEST_F(StreamTest, DownloadKeepsItsBlocksWhenTheSessionEnds) {
   std::thread download([&] { status = Download(request, data); });
   ASSERT_TRUE(Eventually([&] { return server_.cache().Stats().leases == 2; }));
   worker.reset();
-  ASSERT_TRUE(Eventually([&] { return server_.cache().Stats().sessions_lost == 1; }));
-  absl::SleepFor(absl::Milliseconds(50));
-  EXPECT_EQ(server_.cache().Stats().leases, 2u) << "held while the daemon reads";
+  ASSERT_TRUE(Eventually([&] { return server_.cache().Stats().leases == 1; })) << "the worker's";
+  EXPECT_EQ(server_.cache().Stats().tiers[2].bytes_pinned, 4 * kBlockBytes)
+      << "held while the daemon reads";
   server_.mover().Pause(false);
   download.join();
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(data, BlockData(4));
   EXPECT_TRUE(Quiet());
+}
+
+TEST_F(StreamTest, NoClientCanLetGoOfWhatADownloadReads) {
+  Sink(4);
+  TestWorker worker(server_);
+  const uint64_t lease = worker.Lookup(model_, Tokens(4));
+  server_.mover().Pause(true);
+  v1::DownloadRequest request;
+  *request.mutable_blocks() = Lease(worker, lease);
+  std::string data;
+  grpc::Status status;
+  std::thread download([&] { status = Download(request, data); });
+  EXPECT_TRUE(Eventually([&] { return server_.cache().Stats().leases == 2; }));
+  for (const SessionInfo& session : server_.cache().Sessions(/*leases=*/true)) {
+    for (const LeaseInfo& held : session.leases) {
+      if (held.lease == lease) continue;
+      for (const uint64_t guess : {session.session, worker.session()}) {
+        EXPECT_FALSE(server_.cache().Release(guess, held.lease, false).ok());
+      }
+    }
+  }
+  worker.Release(lease);
+  EXPECT_EQ(server_.cache().Stats().leases, 1u);
+  server_.mover().Pause(false);
+  download.join();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(data, BlockData(4));
 }
 
 TEST_F(StreamTest, GarbageInsteadOfADownloadRequest) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <deque>
 #include <map>
 #include <span>
@@ -23,13 +24,15 @@ class TestMover final : public Mover {
   ~TestMover() override;
 
   absl::Status Submit(const MoveJob& job) override;
-  void Raise(MoveId) override {}
+  void Raise(MoveId) override { ++raises_; }
   void Erase(Slot nvme_slot, const BlockKey&) override;
 
   // While paused, jobs are taken and not done.
   void Pause(bool paused);
   // From now on every job from this tier ends with this status; OK: as usual.
   void FailFrom(Tier tier, absl::Status status);
+  // How often somebody began to wait for a move under way.
+  uint64_t raises() const { return raises_; }
   // Waits until nothing is queued or running.
   void AwaitIdle();
 
@@ -43,6 +46,7 @@ class TestMover final : public Mover {
 
   const std::array<std::span<std::byte>, 2> arenas_;
   CacheLink& link_;
+  std::atomic<uint64_t> raises_ = 0;
 
   absl::Mutex mu_;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
