@@ -258,6 +258,7 @@ uint64_t Cache::RecoverDone() {
 void Cache::SetNvmeWritable(bool writable) {
   Section section(*this);
   s_->nvme_writable = writable;
+  if (!writable) FailFlushes(NvmeTakesNoWrites());
   for (Hop& hop : s_->hops) hop.refused = false;
 }
 

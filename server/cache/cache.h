@@ -194,6 +194,8 @@ class Cache {
     uint32_t models_max = 64;
     uint32_t sessions_max = 4096;
     uint32_t leases_per_session_max = 65536;
+    uint32_t prefetches_per_lease_max = 64;  // under way
+    uint32_t flushes_max = 1024;             // under way, of all leases
     uint32_t background_moves_max = 64;  // in flight at a time, a tier pair
   };
 
@@ -338,6 +340,8 @@ class Cache {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PinRange(Lease& lease, Tier tier, uint32_t begin, uint32_t end)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PinOnce(Lease& lease, Tier tier, uint32_t begin, uint32_t end)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void UnpinFrom(Lease& lease, uint32_t position) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Pins each block of [begin, end) where a worker is to read it, and says where.
   std::vector<SlotRun> PinBest(Lease& lease, uint32_t begin, uint32_t end)
@@ -399,7 +403,9 @@ class Cache {
   bool ClaimForPrefetch(PrefetchState& prefetch, uint32_t position)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Advance(PrefetchState& prefetch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RaiseMovesOf(const Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CheckFlushes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FailFlushes(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // cache_cleaner.cc
   void CleanLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -42,7 +42,6 @@ CacheStats Cache::Stats() const {
     session->lost ? ++stats.sessions_lost : ++stats.sessions;
   }
   stats.leases = s_->leases.size();
-  for (const auto& [id, lease] : s_->leases) stats.reserved_blocks += lease->reserved.size();
   stats.moves_in_flight = s_->moves.size();
   return stats;
 }
@@ -220,7 +219,9 @@ void Cache::CheckInvariants() const {
     LARDER_CHECK(owned[larder::Index(tier)].insert(slot).second, "a slot has two owners");
   };
   absl::flat_hash_map<std::pair<const TreeNode*, uint32_t>, std::array<uint32_t, 3>> pins;
+  uint64_t reserved = 0;
   for (const auto& [id, lease] : s_->leases) {
+    reserved += lease->reserved.size();
     for (Slot slot : lease->reserved) own(lease->reserved_tier, slot);
     const HiRadixTree& tree = lease->model->tree;
     for (const PathPart& part : tree.PathTo(tree.Resolve(lease->cursor), 0)) {
@@ -234,6 +235,7 @@ void Cache::CheckInvariants() const {
       }
     }
   }
+  LARDER_CHECK(reserved == s_->counters.reserved_blocks);
   absl::flat_hash_set<const SlotRef*> duplicates;
   for (const auto& [id, lease] : s_->leases) {
     for (const Lease::Duplicate& duplicate : lease->duplicates) {

@@ -48,6 +48,7 @@ void Cache::FreeReserved(Lease& lease) {
   const int tier = larder::Index(lease.reserved_tier);
   for (Slot slot : lease.reserved) s_->tiers[tier].slots.Give(slot);
   lease.model->held[tier] -= lease.reserved.size();
+  s_->counters.reserved_blocks -= lease.reserved.size();
   lease.reserved.clear();
 }
 
@@ -102,19 +103,19 @@ LeaseState Cache::StateOf(const Lease& lease) const {
   state.lease = lease.id;
   state.end = lease.end();
   state.reserved_blocks = static_cast<uint32_t>(lease.reserved.size());
-  // NVMe is prefix-closed: what is above a durable block is durable.
-  const HiRadixTree& tree = lease.model->tree;
-  const HiRadixTree::Position at = tree.Resolve(lease.cursor);
-  state.durable_blocks = at.end;
-  for (const TreeNode* node = at.node; state.durable_blocks > 0;) {
-    if (state.durable_blocks <= node->begin) {
-      node = node->parent;
-    } else if (Durable(node->blocks[state.durable_blocks - node->begin - 1])) {
-      break;
-    } else {
-      state.durable_blocks -= 1;
-    }
+  // NVMe is prefix-closed: what is above a durable block is durable. So the first block of a
+  // node says whether the end is in it, and the node is searched by halves.
+  const HiRadixTree::Position at = lease.model->tree.Resolve(lease.cursor);
+  const TreeNode* node = at.node;
+  uint32_t end = at.end;
+  while (node->parent != nullptr && !Durable(node->blocks[0])) {
+    end = node->begin;
+    node = node->parent;
   }
+  const auto durable = std::partition_point(
+      node->blocks.begin(), node->blocks.begin() + (end - node->begin),
+      [&](const TreeBlock& block) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return Durable(block); });
+  state.durable_blocks = node->begin + static_cast<uint32_t>(durable - node->blocks.begin());
   return state;
 }
 
@@ -177,6 +178,7 @@ absl::StatusOr<std::vector<SlotRun>> Cache::Reserve(SessionId session, LeaseId l
     lease.reserved_tier = *tier;
     lease.reserved.insert(lease.reserved.end(), taken.begin(), taken.end());
     model.held[t] += more;
+    s_->counters.reserved_blocks += more;
   }
   SlotRun run{*tier, position, {}};
   run.slots.assign(lease.reserved.begin(), lease.reserved.begin() + count);
@@ -254,6 +256,7 @@ void Cache::Publish(Lease& lease, std::span<const uint32_t> tokens) {
   lease.reserved.erase(lease.reserved.begin(), lease.reserved.begin() + (at.end - begin));
   PinRange(lease, tier, tier == Tier::kGpu ? lease.gpu_end : begin, at.end);
   s_->counters.put_blocks += at.end - begin;
+  s_->counters.reserved_blocks -= at.end - begin;
 }
 
 absl::StatusOr<LeaseState> Cache::Put(SessionId session, LeaseId lease, uint32_t position,
@@ -287,6 +290,7 @@ absl::StatusOr<LeaseState> Cache::Truncate(SessionId session, LeaseId lease_id,
     s_->calls.push_back(p.on_progress);
   }
   UnpinFrom(lease, position);
+  if (!lease.flushes.empty()) CheckFlushes();  // what is left may be durable
   return StateOf(lease);
 }
 

@@ -53,6 +53,21 @@ void Cache::PinRange(Lease& lease, Tier tier, uint32_t begin, uint32_t end) {
   }
 }
 
+// As PinRange, less what the lease pins there already: asking again must not add up.
+void Cache::PinOnce(Lease& lease, Tier tier, uint32_t begin, uint32_t end) {
+  for (uint32_t at = begin; at < end;) {
+    uint32_t until = end;
+    bool pinned = false;
+    for (const Lease::PinnedRange& range : lease.pins) {
+      if (range.tier != tier || range.end <= at) continue;
+      pinned = pinned || range.begin <= at;
+      until = std::min(until, range.begin <= at ? range.end : range.begin);
+    }
+    if (!pinned) PinRange(lease, tier, at, until);
+    at = until;
+  }
+}
+
 std::vector<SlotRun> Cache::PinBest(Lease& lease, uint32_t begin, uint32_t end) {
   HiRadixTree& tree = lease.model->tree;
   std::vector<SlotRun> runs;
@@ -71,7 +86,7 @@ std::vector<SlotRun> Cache::PinBest(Lease& lease, uint32_t begin, uint32_t end) 
   for (const SlotRun& run : runs) {
     const uint32_t run_end = run.position + static_cast<uint32_t>(run.slots.size());
     if (run.tier != Tier::kGpu) {
-      PinRange(lease, run.tier, run.position, run_end);
+      PinOnce(lease, run.tier, run.position, run_end);
     } else if (run_end > lease.gpu_end) {
       // Blocks before this run are in GPU too (rule 2 of the tree), even where this lease
       // was told of another copy: with them its GPU pins stay prefix-closed.

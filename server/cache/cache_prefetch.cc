@@ -74,6 +74,16 @@ absl::StatusOr<PrefetchId> Cache::Prefetch(SessionId session, LeaseId lease_id,
   Section section(*this);
   absl::StatusOr<Lease*> found = FindLease(session, lease_id);
   if (!found.ok()) return found.status();
+  std::erase_if((*found)->prefetches, [&](PrefetchId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return !s_->prefetches.contains(id);
+  });
+  if ((*found)->prefetches.size() >= options_.prefetches_per_lease_max) {
+    s_->counters.exhausted += 1;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("lease_id: ", (*found)->prefetches.size(),
+                     " prefetches of the lease are under way, at most ",
+                     options_.prefetches_per_lease_max));
+  }
   auto owned = std::make_unique<PrefetchState>();
   PrefetchState& prefetch = *owned;
   prefetch.id = s_->next_id++;
@@ -81,8 +91,6 @@ absl::StatusOr<PrefetchId> Cache::Prefetch(SessionId session, LeaseId lease_id,
   prefetch.tier = *tier;
   prefetch.on_progress = std::move(on_progress);
   s_->prefetches[prefetch.id] = std::move(owned);
-  std::erase_if(prefetch.lease->prefetches, [&](PrefetchId id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(
-                                                mu_) { return !s_->prefetches.contains(id); });
   prefetch.lease->prefetches.push_back(prefetch.id);
   // What is there already is the path's beginning (both sets are prefix-closed). It is pinned
   // first, so that making room for the rest cannot take it.
@@ -159,8 +167,12 @@ absl::StatusOr<FlushId> Cache::Flush(SessionId session, LeaseId lease_id,
   Section section(*this);
   absl::StatusOr<Lease*> found = FindLease(session, lease_id);
   if (!found.ok()) return found.status();
-  if (!s_->nvme_writable) {
-    return absl::UnavailableError("flush: tier NVME is degraded and takes no writes");
+  if (!s_->nvme_writable) return NvmeTakesNoWrites();
+  if (s_->flushes.size() >= options_.flushes_max) {
+    s_->counters.exhausted += 1;
+    return absl::ResourceExhaustedError(absl::StrCat("flush: ", s_->flushes.size(),
+                                                     " are under way, at most ",
+                                                     options_.flushes_max));
   }
   auto flush = std::make_unique<FlushState>();
   flush->id = s_->next_id++;
@@ -172,17 +184,25 @@ absl::StatusOr<FlushId> Cache::Flush(SessionId session, LeaseId lease_id,
   });
   (*found)->flushes.push_back(id);
   s_->flushes[id] = std::move(flush);
-  // Moves that are under way already now have somebody who waits for them.
-  const HiRadixTree& tree = (*found)->model->tree;
-  for (const PathPart& part : tree.PathTo(tree.Resolve((*found)->cursor), 0)) {
-    for (uint32_t i = part.begin; i < part.end; ++i) {
-      for (Tier to : {Tier::kHost, Tier::kNvme}) {
-        if (Move* move = FindMove(part.node->blocks[i], to)) RaiseMove(*move);
-      }
-    }
-  }
+  RaiseMovesOf(**found);
   CheckFlushes();
   return id;
+}
+
+// Moves towards NVME that are under way already now have somebody who waits for them. Looks at
+// the moves, which are bounded, and not at the path, which is not.
+void Cache::RaiseMovesOf(const Lease& lease) {
+  const HiRadixTree::Position end = lease.model->tree.Resolve(lease.cursor);
+  std::vector<MoveId> due;
+  for (const auto& [id, move] : s_->moves) {
+    if (move->model != lease.model || move->to.tier == Tier::kGpu) continue;
+    const HiRadixTree::Position at = lease.model->tree.Resolve(move->at);
+    if (at.end <= end.end && HiRadixTree::Above({end.node, at.end}).node == at.node) {
+      due.push_back(id);
+    }
+  }
+  std::sort(due.begin(), due.end());  // as they were started
+  for (MoveId id : due) RaiseMove(*s_->moves.at(id));
 }
 
 bool Cache::CancelFlush(FlushId id) {
@@ -190,16 +210,25 @@ bool Cache::CancelFlush(FlushId id) {
   return s_->flushes.erase(id) > 0;
 }
 
+// NVMe is prefix-closed: when the last block of a lease is durable, all are.
 void Cache::CheckFlushes() {
   for (auto it = s_->flushes.begin(); it != s_->flushes.end();) {
-    const LeaseState state = StateOf(*it->second->lease);
-    if (state.durable_blocks < state.end) {
+    const Lease& lease = *it->second->lease;
+    const HiRadixTree::Position at = lease.model->tree.Resolve(lease.cursor);
+    if (at.end > 0 && !Durable(at.node->blocks[at.end - at.node->begin - 1])) {
       ++it;
       continue;
     }
     s_->calls.push_back([done = std::move(it->second->on_done)] { done(absl::OkStatus()); });
     it = s_->flushes.erase(it);
   }
+}
+
+void Cache::FailFlushes(const absl::Status& why) {
+  for (auto& [id, flush] : s_->flushes) {
+    s_->calls.push_back([done = std::move(flush->on_done), why] { done(why); });
+  }
+  s_->flushes.clear();
 }
 
 }  // namespace larder

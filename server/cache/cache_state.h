@@ -124,6 +124,11 @@ struct Cache::Hop {
   double BytesPerSecond() const { return sum_bytes / sum_seconds; }
 };
 
+// Why a Flush is refused, or ends.
+inline absl::Status NvmeTakesNoWrites() {
+  return absl::UnavailableError("flush: tier NVME is degraded and takes no writes");
+}
+
 enum class Cache::Progress {
   kDone,     // everything asked for is durable or on its way
   kWaiting,  // something must arrive first; its commit will come back to this
