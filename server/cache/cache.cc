@@ -14,6 +14,9 @@ constexpr double kAssumedBytes = 64.0 * (1 << 20);
 constexpr double kAssumedCopyRate = 10e9;
 constexpr double kAssumedDriveRate = 1e9;
 
+// Leases of an ended session that are dropped before others get the mutex.
+constexpr int kLeasesAtOnce = 16;
+
 }  // namespace
 
 // --- Section -----------------------------------------------------------------------------
@@ -206,13 +209,19 @@ void Cache::LoseSession(SessionId id) {
 }
 
 void Cache::EndSession(SessionId id) {
-  Section section(*this);
-  absl::StatusOr<Session*> session = FindSession(id, /*may_be_lost=*/true);
-  if (!session.ok()) return;
-  while (!(*session)->leases.empty()) {
-    DropLease(*(*session)->leases.begin()->second, /*session_over=*/false);
+  while (true) {
+    Section section(*this);
+    absl::StatusOr<Session*> found = FindSession(id, /*may_be_lost=*/true);
+    if (!found.ok()) return;
+    Session& session = **found;
+    session.lost = true;  // nothing is added any more
+    for (int i = 0; i < kLeasesAtOnce && !session.leases.empty(); ++i) {
+      DropLease(*session.leases.begin()->second, /*session_over=*/false);
+    }
+    if (!session.leases.empty()) continue;
+    s_->sessions.erase(id);
+    return;
   }
-  s_->sessions.erase(id);
 }
 
 // --- Recovery ----------------------------------------------------------------------------

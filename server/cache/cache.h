@@ -279,8 +279,9 @@ class Cache {
 
   CacheStats Stats() const;
   std::vector<ModelStats> Models() const;
-  std::vector<SessionInfo> Sessions(bool leases) const;
   absl::StatusOr<Explanation> Explain(ModelId model, std::span<const uint32_t> tokens) const;
+  // These three give the mutex up in between: what changes meanwhile may be missed.
+  std::vector<SessionInfo> Sessions(bool leases) const;
   std::vector<TopPrefix> TopPrefixes(ModelId model, uint32_t count) const;
   // Drops at most `blocks` unpinned copies of the tier; returns (dropped, kept).
   std::pair<uint64_t, uint64_t> Evict(Tier tier, ModelId model, uint64_t blocks);

@@ -8,6 +8,13 @@
 #include "storage/check.h"
 
 namespace larder {
+namespace {
+
+// Of sessions, leases, nodes or blocks: what an inspection looks at before it gives the mutex
+// to those who work.
+constexpr uint64_t kAtOnce = 512;
+
+}  // namespace
 
 CacheStats Cache::Stats() const {
   absl::MutexLock lock(&mu_);
@@ -67,26 +74,33 @@ std::vector<ModelStats> Cache::Models() const {
 }
 
 std::vector<SessionInfo> Cache::Sessions(bool leases) const {
-  absl::MutexLock lock(&mu_);
-  const absl::Time now = clock_.Now();
   std::vector<SessionInfo> all;
-  for (const auto& [id, session] : s_->sessions) {
-    SessionInfo info;
-    info.session = session->secret ? 0 : id;
-    info.worker = session->worker;
-    info.lost = session->lost;
-    info.age = now - session->opened;
-    info.lease_count = session->leases.size();
-    for (const auto& [lease_id, lease] : session->leases) {
-      if (!leases) break;
-      info.leases.push_back({lease_id, lease->model->model.id, lease->end(),
-                             static_cast<uint32_t>(lease->reserved.size()),
-                             static_cast<uint32_t>(lease->duplicates.size()),
-                             now - lease->opened});
+  SessionId next = 0;
+  while (true) {
+    absl::MutexLock lock(&mu_);
+    const absl::Time now = clock_.Now();
+    auto it = s_->sessions.lower_bound(next);
+    for (uint64_t seen = 0; it != s_->sessions.end() && seen < kAtOnce; ++it) {
+      const Session& session = *it->second;
+      SessionInfo info;
+      info.session = session.secret ? 0 : session.id;
+      info.worker = session.worker;
+      info.lost = session.lost;
+      info.age = now - session.opened;
+      info.lease_count = session.leases.size();
+      for (const auto& [lease_id, lease] : session.leases) {
+        if (!leases) break;
+        info.leases.push_back({lease_id, lease->model->model.id, lease->end(),
+                               static_cast<uint32_t>(lease->reserved.size()),
+                               static_cast<uint32_t>(lease->duplicates.size()),
+                               now - lease->opened});
+      }
+      seen += 1 + info.leases.size();
+      all.push_back(std::move(info));
     }
-    all.push_back(std::move(info));
+    if (it == s_->sessions.end()) return all;
+    next = it->first;
   }
-  return all;
 }
 
 absl::StatusOr<Explanation> Cache::Explain(ModelId id, std::span<const uint32_t> tokens) const {
@@ -161,53 +175,75 @@ void Cache::ExplainCold(ModelState& model, TreeNode* node, uint32_t end,
 }
 
 std::vector<TopPrefix> Cache::TopPrefixes(ModelId id, uint32_t count) const {
-  absl::MutexLock lock(&mu_);
-  struct Candidate {
-    const ModelState* model;
-    const TreeNode* node;
+  const auto before = [](const TopPrefix& a, const TopPrefix& b) {
+    return std::pair(a.hits, a.blocks) > std::pair(b.hits, b.blocks);
   };
-  std::vector<Candidate> nodes;
-  for (const auto& model : s_->models) {
-    if (id != 0 && model->model.id != id) continue;
-    model->tree.ForEachNode([&](TreeNode* node) { nodes.push_back({model.get(), node}); });
+  std::vector<TopPrefix> top;  // a heap with the least of them in front
+  std::vector<uint64_t> path;
+  for (size_t at = 0;;) {
+    absl::MutexLock lock(&mu_);
+    for (uint64_t seen = 0; seen < kAtOnce; ++seen) {
+      if (at == s_->models.size()) {
+        std::sort_heap(top.begin(), top.end(), before);
+        return top;
+      }
+      const ModelState& model = *s_->models[at];
+      const bool wanted = id == 0 || model.model.id == id;
+      const TreeNode* const node = wanted ? model.tree.Next(path) : nullptr;
+      if (node == nullptr) {
+        ++at;
+        path.clear();
+        continue;
+      }
+      TopPrefix prefix{model.model.id, node->end(), node->hits, {}};
+      if (top.size() == count && (count == 0 || !before(prefix, top.front()))) continue;
+      if (top.size() == count) {
+        std::pop_heap(top.begin(), top.end(), before);
+        top.pop_back();
+      }
+      const TreeNode* first = node;
+      while (first->parent->parent != nullptr) first = first->parent;
+      prefix.head.assign(first->tokens.begin(),
+                         first->tokens.begin() + std::min<size_t>(16, first->tokens.size()));
+      top.push_back(std::move(prefix));
+      std::push_heap(top.begin(), top.end(), before);
+    }
   }
-  const size_t keep = std::min<size_t>(count, nodes.size());
-  std::partial_sort(nodes.begin(), nodes.begin() + keep, nodes.end(),
-                    [](const Candidate& a, const Candidate& b) {
-                      return std::make_pair(a.node->hits, a.node->end()) >
-                             std::make_pair(b.node->hits, b.node->end());
-                    });
-  std::vector<TopPrefix> top;
-  for (size_t i = 0; i < keep; ++i) {
-    const TreeNode* first = nodes[i].node;
-    while (first->parent->parent != nullptr) first = first->parent;
-    TopPrefix prefix;
-    prefix.model = nodes[i].model->model.id;
-    prefix.blocks = nodes[i].node->end();
-    prefix.hits = nodes[i].node->hits;
-    prefix.head.assign(first->tokens.begin(),
-                       first->tokens.begin() + std::min<size_t>(16, first->tokens.size()));
-    top.push_back(std::move(prefix));
-  }
-  return top;
 }
 
 std::pair<uint64_t, uint64_t> Cache::Evict(Tier tier, ModelId id, uint64_t blocks) {
-  Section section(*this);
   const int t = larder::Index(tier);
   uint64_t dropped = 0;
   uint64_t kept = 0;
-  for (const auto& model : s_->models) {
-    if (id != 0 && model->model.id != id) continue;
-    if (tier == Tier::kNvme) {
-      while (dropped < blocks && s_->nvme.EvictOne(model->pool[t])) ++dropped;
-      kept += s_->tiers[t].slots.taken(model->pool[t]);
+  uint64_t left = 0;  // of the model that is being worked on; what comes later may stay
+  bool begun = false;
+  for (size_t at = 0;;) {
+    Section section(*this);
+    if (at == s_->models.size()) return {dropped, kept};
+    ModelState& model = *s_->models[at];
+    const auto held = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return tier == Tier::kNvme ? s_->tiers[t].slots.taken(model.pool[t]) : model.blocks[t];
+    };
+    if (id != 0 && model.model.id != id) {
+      ++at;
       continue;
     }
-    while (dropped < blocks && model->blocks[t] > 0 && MakeRoom(*model, tier, true)) ++dropped;
-    kept += model->blocks[t];
+    if (!begun) left = std::min(blocks - dropped, held());
+    begun = true;
+    const uint64_t now = std::min(left, kAtOnce);
+    uint64_t done = 0;
+    while (done < now && held() > 0 &&
+           (tier == Tier::kNvme ? s_->nvme.EvictOne(model.pool[t])
+                                : MakeRoom(model, tier, /*drop_dirty=*/true))) {
+      ++done;
+    }
+    dropped += done;
+    left -= done;
+    if (done == now && left > 0) continue;
+    kept += held();
+    begun = false;
+    ++at;
   }
-  return {dropped, kept};
 }
 
 // Every slot has one owner, and every pin a holder.

@@ -1,10 +1,26 @@
 // Pins, and room: which copies must stay, and which go when a slot is needed.
 #include <algorithm>
+#include <cstdlib>
 
 #include "server/cache/cache_state.h"
 #include "storage/check.h"
 
 namespace larder {
+
+namespace {
+
+// A child with copies in memory; there is one.
+TreeNode* ChildInMemory(const TreeNode* node) {
+  for (const auto& [hash, first] : node->children) {
+    for (TreeNode* child = first; child != nullptr; child = child->next_same_hash) {
+      if (child->count[kMemorySet] > 0) return child;
+    }
+  }
+  LARDER_CHECK(false, "children_in is wrong");
+  std::abort();
+}
+
+}  // namespace
 
 bool Cache::Durable(const TreeBlock& block) const {
   const Slot slot = block.In(Tier::kNvme);
@@ -159,13 +175,7 @@ bool Cache::ForgetBelow(ModelState& model, TreeNode* node, uint32_t index) {
   while (true) {
     TreeNode* leaf = node;
     while (leaf->count[kMemorySet] == leaf->size() && leaf->children_in[kMemorySet] > 0) {
-      TreeNode* next = nullptr;
-      for (const auto& [hash, first] : leaf->children) {
-        for (TreeNode* c = first; c != nullptr; c = c->next_same_hash) {
-          if (c->count[kMemorySet] > 0) next = c;
-        }
-      }
-      leaf = next;
+      leaf = ChildInMemory(leaf);
     }
     const uint32_t last = leaf->count[kMemorySet] - 1;
     if (leaf == node && last == index) return true;

@@ -103,6 +103,35 @@ Path HiRadixTree::PathTo(Position position, uint32_t begin) const {
   return path;
 }
 
+TreeNode* HiRadixTree::Next(std::vector<uint64_t>& path) const {
+  // 1. Down the path as far as it still exists.
+  // 2. From its end to the first child; else to the next sibling of the deepest node on it
+  //    that has one.
+  std::vector<TreeNode*> on_path = {root_};
+  while (on_path.size() <= path.size()) {
+    const auto& children = on_path.back()->children;
+    const auto found = children.find(path[on_path.size() - 1]);
+    if (found == children.end()) break;
+    on_path.push_back(found->second);
+  }
+  const auto go = [&](size_t depth, const auto& child) {
+    path.resize(depth);
+    path.push_back(child->first);
+    return child->second;
+  };
+  if (on_path.size() > path.size()) {
+    const auto& children = on_path.back()->children;
+    if (!children.empty()) return go(path.size(), children.begin());
+    on_path.pop_back();
+  }
+  for (size_t depth = on_path.size(); depth > 0; --depth) {
+    const auto& children = on_path[depth - 1]->children;
+    const auto next = children.upper_bound(path[depth - 1]);
+    if (next != children.end()) return go(depth - 1, next);
+  }
+  return nullptr;
+}
+
 // --- Growing -----------------------------------------------------------------------------
 
 void HiRadixTree::LinkChild(TreeNode* parent, TreeNode* child) {

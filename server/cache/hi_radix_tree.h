@@ -179,6 +179,11 @@ class HiRadixTree {
   std::span<const uint32_t> TokensOf(const TreeNode* node, uint32_t index) const {
     return std::span(node->tokens).subspan(uint64_t{index} * block_tokens_, block_tokens_);
   }
+  // A walk over the nodes that may stop and go on after the tree has changed: the node after
+  // the one at `path` (empty: the first), parents before children; null at the end. `path`
+  // holds first_hash of each node on the way, and follows; it need not exist any more. Of
+  // siblings whose hashes collide it knows one.
+  TreeNode* Next(std::vector<uint64_t>& path) const;
   void ForEachNode(const std::function<void(TreeNode*)>& f) const;
   // CHECKs rules 1 to 5.
   void CheckInvariants() const;

@@ -40,11 +40,10 @@ grpc::ServerUnaryReactor* InspectorService::ListSessions(Context* call,
                                                          const v1::ListSessionsRequest* request,
                                                          v1::ListSessionsResponse* response) {
   return Answer(call, context_.calls, Method::kListSessions, [&] {
-    for (const SessionInfo& session : context_.cache.Sessions(/*leases=*/true)) {
+    for (const SessionInfo& session : context_.cache.Sessions(request->leases())) {
       v1::SessionStatus& out = *response->add_sessions();
       ToProto(session, out);
-      out.set_lease_count(session.leases.size());
-      if (!request->leases()) out.clear_leases();
+      out.set_lease_count(session.lease_count);
       if (const auto peer = context_.sessions.PeerOf(session.session)) out.set_pid(peer->pid);
     }
     return absl::OkStatus();

@@ -1,6 +1,7 @@
 // What is bounded: pins, calls that wait, and the work of one call.
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "tests/cache/cache_fixture.h"
 
 namespace larder::testing {
@@ -101,6 +102,31 @@ TEST(Bounds, DurableBlocksAreCountedAcrossNodes) {
     before = durable;
   }
   EXPECT_EQ(f.cache().GetLease(f.session, lease)->durable_blocks, 6u);
+}
+
+TEST(Bounds, EvictAndSessionsSeeMoreThanOneTurnOfTheMutexAllows) {
+  constexpr uint32_t kPrompts = 1300;
+  Fixture f({.host = 2048});
+  for (uint32_t i = 0; i < kPrompts; ++i) f.Store(Prompt(absl::StrCat(i), 1));
+  for (uint32_t i = 0; i < kPrompts; ++i) ASSERT_TRUE(f.cache().OpenSession("w").ok());
+  EXPECT_EQ(f.cache().Sessions(/*leases=*/true).size(), kPrompts + 1);
+  EXPECT_EQ(f.cache().TopPrefixes(f.model, 2000).size(), kPrompts);
+  const auto few = f.cache().Evict(Tier::kHost, f.model, 700);
+  EXPECT_EQ(few, (std::pair<uint64_t, uint64_t>(700, kPrompts - 700)));
+  const auto rest = f.cache().Evict(Tier::kHost, 0, ~uint64_t{0});
+  EXPECT_EQ(rest, (std::pair<uint64_t, uint64_t>(kPrompts - 700, 0)));
+  f.cache().CheckInvariants();
+}
+
+TEST(Bounds, AnEndedSessionLetsGoOfManyLeases) {
+  Fixture f({.host = 4});
+  f.Store(Prompt("p", 2));
+  for (int i = 0; i < 100; ++i) f.Look(Prompt("p", 2));
+  EXPECT_EQ(f.cache().Stats().leases, 100u);
+  f.cache().EndSession(f.session);
+  EXPECT_EQ(f.cache().Stats().leases, 0u);
+  EXPECT_EQ(f.cache().Stats().sessions + f.cache().Stats().sessions_lost, 0u);
+  EXPECT_EQ(f.Pinned(), 0u);
 }
 
 TEST(Bounds, ALeaseFollowsItsForkOnlyFromWhereItWas) {
