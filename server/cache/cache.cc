@@ -130,7 +130,8 @@ absl::StatusOr<Model> Cache::OpenModel(const ModelSpec& spec) {
                      std::string(TierName(tier)), " takes at most ",
                      std::min(t.bytes, t.slab_bytes), " (a slab)"));
   }
-  auto state = std::make_unique<ModelState>(*model);
+  auto state =
+      std::make_unique<ModelState>(*model, s_->tiers[0].owners, s_->tiers[1].owners);
   const auto known = s_->nvme_pools.find(model->id);
   for (Tier tier : {Tier::kGpu, Tier::kHost}) {
     state->pool[larder::Index(tier)] =

@@ -313,7 +313,11 @@ void Cache::CheckInvariants() const {
           LARDER_CHECK(block.pins[t] == (expected == pins.end() ? 0 : expected->second[t]));
           blocks[t] += tier != Tier::kNvme && block.In(tier);
           pinned[t] += block.pins[t] > 0;
-          if (block.In(tier) && tier != Tier::kNvme) own(tier, block.In(tier));
+          if (tier == Tier::kNvme || !block.In(tier)) continue;
+          own(tier, block.In(tier));
+          const State::TierState& state = s_->tiers[larder::Index(tier)];
+          const SlotAllocator::Place at = state.slots.Locate(block.In(tier));
+          LARDER_CHECK(state.owners.In(at.slab)[at.index] == node, "a slot's owner is wrong");
         }
       }
     });

@@ -50,6 +50,7 @@ void Cache::FreeReserved(Lease& lease) {
   lease.model->held[tier] -= lease.reserved.size();
   s_->counters.reserved_blocks -= lease.reserved.size();
   lease.reserved.clear();
+  s_->let_go += 1;
 }
 
 void Cache::FreeDuplicates(Lease& lease, uint32_t from) {
@@ -59,6 +60,7 @@ void Cache::FreeDuplicates(Lease& lease, uint32_t from) {
       const int tier = larder::Index(duplicate.slot->tier);
       s_->tiers[tier].slots.Give(duplicate.slot->slot);
       lease.model->held[tier] -= 1;
+      s_->let_go += 1;
     }
     return true;
   };
@@ -230,6 +232,7 @@ void Cache::Publish(Lease& lease, std::span<const uint32_t> tokens) {
   const uint64_t known = uint64_t{matched.end - begin} * tree.block_tokens();
   const HiRadixTree::Position at = tree.Append(matched, tokens.subspan(known));
   s_->operation += 1;
+  s_->let_go += 1;
   for (const PathPart& part : tree.PathTo(at, begin)) {
     for (uint32_t i = part.begin; i < part.end; ++i) {
       const uint32_t position = part.node->begin + i;

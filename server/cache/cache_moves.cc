@@ -150,6 +150,7 @@ void Cache::Arrived(Move& move) {
 void Cache::EndMove(Move& move) {
   ModelState& model = *move.model;
   s_->move_by_source.erase({move.from, move.to.tier});
+  s_->let_go += 1;
   model.arriving[larder::Index(move.to.tier)] -= 1;
   model.leaving_gpu -= move.from.tier == Tier::kGpu;
   if (move.phase != Move::Phase::kBlocked) {

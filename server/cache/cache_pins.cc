@@ -49,6 +49,7 @@ void Cache::UnpinCopy(ModelState& model, TreeNode* node, uint32_t index, Tier ti
   const TreeBlock& block = node->blocks[index];
   if (block.pins[larder::Index(tier)] != 0) return;
   model.pinned[larder::Index(tier)] -= 1;
+  s_->let_go += 1;
   if (tier == Tier::kNvme && Durable(block)) s_->nvme.Release(block.In(tier));
 }
 

@@ -1,11 +1,18 @@
 // Fair shares: how a model that came late gets its part of a full tier.
 #include <algorithm>
 
+#include "absl/container/flat_hash_map.h"
 #include "server/cache/cache_state.h"
 #include "storage/check.h"
 
 namespace larder {
 namespace {
+
+// A slab that takes more blocks with it than these stays: it holds what very many paths begin
+// with. One search looks at twice as many blocks, so its work is that of a slab, not of a tree.
+uint64_t DoomedMax(const SlotAllocator& slots, SlotAllocator::Pool pool) {
+  return std::max<uint64_t>(4096, 4 * slots.slab_bytes() / slots.stride(pool));
+}
 
 // Blocks [from, size) of the node lie in a slab that is to be emptied, or below such blocks.
 struct Doomed {
@@ -13,40 +20,71 @@ struct Doomed {
   uint32_t from;
 };
 
-void ForEachChild(const TreeNode* node, const std::function<void(TreeNode*)>& f) {
-  for (const auto& [hash, first] : node->children) {
-    for (TreeNode* child = first; child != nullptr; child = child->next_same_hash) f(child);
-  }
-}
+// What emptying a slab takes from a tree: the blocks in it and all that is below them.
+class Doom {
+ public:
+  explicit Doom(uint64_t visits) : visits_(visits) {}
+  uint64_t visits_left() const { return visits_; }
 
-// What emptying `slab` of `tier` takes from the tree, parents before children; nothing when
-// the slab cannot be emptied, because something there is pinned or not the tree's.
-std::vector<Doomed> DoomedBy(HiRadixTree& tree, const SlotAllocator& slots, Tier tier,
-                             uint32_t slab) {
-  std::vector<Doomed> order = {{tree.root(), 0}};
-  uint32_t in_slab = 0;
-  for (size_t at = 0; at < order.size(); ++at) {
-    TreeNode* node = order[at].node;
-    const auto here = [&](uint32_t i) {
-      const Slot slot = node->blocks[i].In(tier);
-      return slot && slots.Locate(slot).slab == slab;
-    };
-    uint32_t& from = order[at].from;  // size or less: an ancestor is doomed
-    const bool inherited = node != tree.root() && from == 0;
-    if (!inherited) from = 0;
-    while (!inherited && from < node->size() && !here(from)) ++from;
-    for (uint32_t i = from; i < node->size(); ++i) {
-      if (node->blocks[i].Pinned()) return {};
-      in_slab += here(i);
+  // Adds blocks [from, size) of the node and everything below. False when some of it is
+  // pinned, or no visits are left.
+  bool Add(TreeNode* node, uint32_t from) {
+    std::vector<Doomed> todo = {{node, from}};
+    while (!todo.empty()) {
+      const Doomed next = todo.back();
+      todo.pop_back();
+      const auto [known, added] = from_.try_emplace(next.node, next.node->size());
+      for (; known->second > next.from; --known->second) {
+        if (visits_ == 0 || next.node->blocks[known->second - 1].Pinned()) return false;
+        visits_ -= 1;
+      }
+      if (!added) continue;
+      order_.push_back(next.node);
+      for (const auto& [hash, first] : next.node->children) {
+        for (TreeNode* c = first; c != nullptr; c = c->next_same_hash) todo.push_back({c, 0});
+      }
     }
-    const uint32_t child_from = node != tree.root() && from < node->size() ? 0 : UINT32_MAX;
-    ForEachChild(node, [&](TreeNode* child) { order.push_back({child, child_from}); });
+    return true;
   }
-  if (in_slab != slots.taken_in_slab(slab)) return {};
-  std::erase_if(order, [&](const Doomed& d) {
-    return d.node == tree.root() || d.from >= d.node->size();
-  });
-  return order;
+
+  // Parents before children.
+  std::vector<Doomed> Take() const {
+    std::vector<Doomed> all;
+    for (TreeNode* node : order_) all.push_back({node, from_.at(node)});
+    std::stable_sort(all.begin(), all.end(), [](const Doomed& a, const Doomed& b) {
+      return a.node->begin < b.node->begin;
+    });
+    return all;
+  }
+
+ private:
+  uint64_t visits_;
+  absl::flat_hash_map<TreeNode*, uint32_t> from_;
+  std::vector<TreeNode*> order_;  // as they were added, so that every run does the same
+};
+
+// Nothing when the slab cannot be emptied, because something there is pinned or not the
+// tree's, or because too much hangs on it.
+std::vector<Doomed> DoomedBy(const SlotOwners& owners, const SlotAllocator& slots, Tier tier,
+                             uint32_t slab, uint64_t doomed_max, uint64_t* visits) {
+  const std::span<TreeNode* const> in_slab = owners.In(slab);
+  const auto owned = std::count_if(in_slab.begin(), in_slab.end(), [](auto* n) { return n; });
+  *visits += in_slab.size() / 16;  // a read of 8 bytes each
+  if (static_cast<uint64_t>(owned) != slots.taken_in_slab(slab)) return {};
+  Doom doom(doomed_max);
+  TreeNode* last = nullptr;
+  bool may_go = true;
+  for (TreeNode* node : in_slab) {
+    if (node == nullptr || node == last) continue;
+    last = node;
+    const auto first = std::find_if(node->blocks.begin(), node->blocks.end(), [&](const auto& b) {
+      return b.In(tier) && slots.Locate(b.In(tier)).slab == slab;
+    });
+    may_go = doom.Add(node, static_cast<uint32_t>(first - node->blocks.begin()));
+    if (!may_go) break;
+  }
+  *visits += doomed_max - doom.visits_left();
+  return may_go ? doom.Take() : std::vector<Doomed>();
 }
 
 }  // namespace
@@ -66,39 +104,45 @@ Cache::ModelState* Cache::RicherModel(const ModelState& model, Tier tier) const 
   return slabs_of(**richest) > share ? richest->get() : nullptr;
 }
 
-// Takes a slab from a richer model. Rare: it walks that model's tree, under the mutex.
+// Takes a slab from a richer model. The search goes on where the last one stopped; once it has
+// been round in vain, it is not worth another before somebody lets go of something.
 bool Cache::ReclaimSlab(ModelState& model, Tier tier) {
   ModelState* const richer = RicherModel(model, tier);
   if (richer == nullptr) return false;
-  ModelState& rich = *richer;
-  SlotAllocator& slots = s_->tiers[larder::Index(tier)].slots;
-  const SlotAllocator::Pool pool = rich.pool[larder::Index(tier)];
+  State::TierState& state = s_->tiers[larder::Index(tier)];
+  const SlotAllocator& slots = state.slots;
+  const SlotAllocator::Pool pool = richer->pool[larder::Index(tier)];
   if (tier == Tier::kNvme) return s_->nvme.ReclaimSlab(pool);
-  for (uint32_t slab = 0; slab < slots.slab_count(); ++slab) {
+  if (state.reclaim_let_go != s_->let_go) state.reclaim_in_vain = 0;
+  state.reclaim_let_go = s_->let_go;
+  const uint64_t doomed_max = DoomedMax(slots, pool);
+  uint64_t visits = 0;
+  while (state.reclaim_in_vain < slots.slab_count() && visits < 2 * doomed_max) {
+    state.reclaim_in_vain += 1;
+    const uint32_t slab = state.reclaim_next++ % slots.slab_count();
     if (!slots.SlabIsOf(slab, pool) || !slots.Fits(slab, model.pool[larder::Index(tier)])) {
       continue;
     }
-    const std::vector<Doomed> doomed = DoomedBy(rich.tree, slots, tier, slab);
+    const std::vector<Doomed> doomed = DoomedBy(state.owners, slots, tier, slab, doomed_max, &visits);
     if (doomed.empty()) continue;
-    std::vector<TreeNode*> nodes;
-    for (auto it = doomed.rbegin(); it != doomed.rend(); ++it) {
-      for (uint32_t i = it->node->count[kMemorySet]; i > it->from; --i) {
+    // Trimming removes and joins nodes; cursors keep their place.
+    std::vector<Cursor> cursors(doomed.size());
+    for (size_t at = doomed.size(); at > 0; --at) {
+      TreeNode* const node = doomed[at - 1].node;
+      for (uint32_t index = node->count[kMemorySet]; index > doomed[at - 1].from; --index) {
         for (Tier each : {Tier::kGpu, Tier::kHost}) {
-          if (it->node->blocks[i - 1].In(each)) DropCopy(rich, it->node, i - 1, each);
+          if (node->blocks[index - 1].In(each)) DropCopy(*richer, node, index - 1, each);
         }
       }
-      nodes.push_back(it->node);
+      richer->tree.Bind(cursors[at - 1], {node, node->begin});
     }
-    // Trimming removes and joins nodes; cursors keep their place.
-    std::vector<Cursor> cursors(nodes.size());
-    for (size_t i = 0; i < nodes.size(); ++i) {
-      rich.tree.Bind(cursors[i], {nodes[i], nodes[i]->begin});
-    }
-    for (Cursor& cursor : cursors) {
-      if (cursor.node != rich.tree.root()) rich.tree.Trim(cursor.node);
-      rich.tree.Unbind(cursor);
+    for (size_t at = doomed.size(); at > 0; --at) {
+      Cursor& cursor = cursors[at - 1];
+      if (cursor.node != richer->tree.root()) richer->tree.Trim(cursor.node);
+      richer->tree.Unbind(cursor);
     }
     LARDER_CHECK(slots.slabs_free() > 0);
+    state.reclaim_in_vain = 0;
     return true;
   }
   return false;

@@ -14,6 +14,7 @@
 #include "server/cache/cache.h"
 #include "server/cache/eviction_policy.h"
 #include "server/cache/hi_radix_tree.h"
+#include "server/cache/slot_owners.h"
 #include "storage/nvme_index.h"
 #include "storage/slot_allocator.h"
 
@@ -21,7 +22,8 @@ namespace larder {
 
 // One model's tree and its part of every tier.
 struct Cache::ModelState {
-  explicit ModelState(Model m) : model(std::move(m)), tree(model.spec.block_tokens) {}
+  ModelState(Model m, SlotOwners& gpu, SlotOwners& host)
+      : model(std::move(m)), tree(model.spec.block_tokens, {&gpu, &host}) {}
 
   Model model;
   HiRadixTree tree;
@@ -146,8 +148,15 @@ struct Cache::ColdKeys {
 
 struct Cache::State {
   struct TierState {
-    explicit TierState(const TierOptions& options) : slots(options.bytes, options.slab_bytes) {}
+    explicit TierState(const TierOptions& options)
+        : slots(options.bytes, options.slab_bytes), owners(slots) {}
     SlotAllocator slots;
+    SlotOwners owners;  // of GPU and HOST
+    // A search for a slab to take goes on with this one. So many were looked at in vain since
+    // `State::let_go` had this value: once that is all of them, there is nothing to take.
+    uint32_t reclaim_next = 0;
+    uint32_t reclaim_in_vain = 0;
+    uint64_t reclaim_let_go = 0;
     uint64_t hits = 0;
     uint64_t evictions = 0;
   };
@@ -186,6 +195,7 @@ struct Cache::State {
   uint64_t next_id;
   MoveId next_move = 1;
   uint64_t operation = 0;  // the policy's clock
+  uint64_t let_go = 0;     // grows when a lease or a move lets go of a slot
   CacheStats counters;     // only its plain counters are kept up to date here
 
   // Decided under the lock, done after it.

@@ -20,8 +20,9 @@ bool HasOnlyChild(const TreeNode* node) {
 
 }  // namespace
 
-HiRadixTree::HiRadixTree(uint32_t block_tokens)
+HiRadixTree::HiRadixTree(uint32_t block_tokens, std::array<SlotOwners*, 2> owners)
     : block_tokens_(block_tokens),
+      owners_(owners),
       root_(new TreeNode),
       heaps_{LeafHeap(kGpuSet), LeafHeap(kMemorySet)} {}
 
@@ -186,6 +187,7 @@ void HiRadixTree::Split(TreeNode* node, uint32_t index) {
     if (block.slot[0] && block.slot[1]) upper->mirrors += 1;
   }
   node->mirrors -= upper->mirrors;
+  OwnBlocks(upper, 0);
   if (node->listed[kMirrorList] && upper->mirrors > 0) Enlist(kMirrorList, upper);
   if (node->listed[kDirtyList]) Enlist(kDirtyList, upper);
   node->mirror_scan = node->size();
@@ -228,6 +230,20 @@ HiRadixTree::Position HiRadixTree::Append(Position from, std::span<const uint32_
   return {node, from.end};
 }
 
+// --- Owners ---------------------------------------------------------------------------------
+
+void HiRadixTree::Own(Slot slot, Tier tier, TreeNode* node) {
+  if (SlotOwners* owners = owners_[Index(tier)]) owners->Set(slot, node);
+}
+
+void HiRadixTree::OwnBlocks(TreeNode* node, uint32_t index) {
+  for (; index < node->size(); ++index) {
+    for (Tier tier : {Tier::kGpu, Tier::kHost}) {
+      if (const Slot slot = node->blocks[index].In(tier)) Own(slot, tier, node);
+    }
+  }
+}
+
 // --- Copies ------------------------------------------------------------------------------
 
 void HiRadixTree::SetCount(TreeNode* node, BlockSet set, uint32_t count) {
@@ -244,6 +260,7 @@ void HiRadixTree::Attach(TreeNode* node, uint32_t index, Tier tier, Slot slot) {
   LARDER_CHECK(slot && !block.In(tier));
   block.slot[Index(tier)] = slot;
   if (tier == Tier::kNvme) return;
+  Own(slot, tier, node);
   if (tier == Tier::kGpu) {
     LARDER_CHECK(index == node->count[kGpuSet]);
     SetCount(node, kGpuSet, index + 1);
@@ -270,6 +287,7 @@ Slot HiRadixTree::Detach(TreeNode* node, uint32_t index, Tier tier) {
   }
   block.slot[Index(tier)] = Slot();
   if (tier == Tier::kNvme) return slot;
+  Own(slot, tier, nullptr);
   if (tier == Tier::kGpu) {
     LARDER_CHECK(index + 1 == node->count[kGpuSet]);
     LARDER_CHECK(index + 1 < node->size() || node->children_in[kGpuSet] == 0);
@@ -338,6 +356,7 @@ void HiRadixTree::Merge(TreeNode* parent) {
   if (size + child->size() > kNodeBlocksMax) return;
   parent->tokens.insert(parent->tokens.end(), child->tokens.begin(), child->tokens.end());
   parent->blocks.insert(parent->blocks.end(), child->blocks.begin(), child->blocks.end());
+  OwnBlocks(parent, size);
   for (int set = 0; set < kBlockSetCount; ++set) parent->count[set] += child->count[set];
   parent->children_in = child->children_in;
   if (parent->written == size) parent->written += child->written;

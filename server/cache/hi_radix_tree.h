@@ -35,6 +35,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/container/inlined_vector.h"
 #include "server/cache/leaf_heap.h"
+#include "server/cache/slot_owners.h"
 #include "storage/types.h"
 
 namespace larder {
@@ -117,7 +118,8 @@ class HiRadixTree {
   // Nodes with copies the cache may want to look at, first come first served.
   enum List : int { kMirrorList = 0, kDirtyList = 1 };
 
-  explicit HiRadixTree(uint32_t block_tokens);
+  // `owners`, of GPU and HOST, are told which node holds a slot's block; null: nobody is.
+  explicit HiRadixTree(uint32_t block_tokens, std::array<SlotOwners*, 2> owners = {});
   ~HiRadixTree();
   HiRadixTree(const HiRadixTree&) = delete;
   HiRadixTree& operator=(const HiRadixTree&) = delete;
@@ -201,9 +203,13 @@ class HiRadixTree {
   uint64_t CandidateRank(const TreeNode* node, BlockSet set) const;
   void Offer(TreeNode* node, BlockSet set);
   void MoveCursors(TreeNode* from, TreeNode* to);
+  void Own(Slot slot, Tier tier, TreeNode* node);
+  // The node's blocks from `index` on have come from another node.
+  void OwnBlocks(TreeNode* node, uint32_t index);
   void Delete(TreeNode* node);
 
   const uint32_t block_tokens_;
+  const std::array<SlotOwners*, 2> owners_;
   TreeNode* root_;
   std::array<LeafHeap, kBlockSetCount> heaps_;
   std::array<TreeNode*, 2> list_head_ = {};
