@@ -13,9 +13,6 @@ namespace {
 
 using Stub = v1::KvCache::Stub;
 
-// A destructor must not hold up its thread for a whole call timeout.
-constexpr absl::Duration kReleaseTimeoutMax = absl::Seconds(1);
-
 absl::Status NotHeld() { return absl::FailedPreconditionError("this Lease holds nothing"); }
 
 // Session and lease, which every request names in fields of the same names.
@@ -48,7 +45,7 @@ Lease::Lease(Lease&&) noexcept = default;
 
 Lease& Lease::operator=(Lease&& other) noexcept {
   if (this == &other) return *this;
-  (void)Release();
+  Drop();
   state_ = std::move(other.state_);
   model_id_ = other.model_id_;
   block_bytes_ = other.block_bytes_;
@@ -60,7 +57,13 @@ Lease& Lease::operator=(Lease&& other) noexcept {
   return *this;
 }
 
-Lease::~Lease() { (void)Release(); }
+Lease::~Lease() { Drop(); }
+
+void Lease::Drop() {
+  const std::shared_ptr<SessionState> state = std::exchange(state_, nullptr);
+  if (state == nullptr || id_ == 0) return;  // 0: the lookup failed, nothing was granted
+  state->ReleaseSoon(RequestOf<v1::ReleaseRequest>(*state, id_));
+}
 
 absl::Status Lease::CheckHeld() const {
   if (state_ == nullptr) return NotHeld();
@@ -164,6 +167,7 @@ absl::StatusOr<uint32_t> Lease::Extend(std::span<const uint32_t> tokens,
 absl::StatusOr<PrefetchResult> Lease::Prefetch(const PrefetchOptions& options,
                                                const PrefetchCallback& on_event) {
   if (absl::Status held = CheckHeld(); !held.ok()) return held;
+  state_->AwaitReleases();
   v1::PrefetchRequest request;
   request.mutable_blocks()->set_session_id(state_->id());
   request.mutable_blocks()->set_lease_id(id_);
@@ -266,6 +270,7 @@ absl::StatusOr<v1::LeaseState> Lease::Flush(absl::Duration timeout) {
 absl::Status Lease::Download(uint32_t position, uint32_t count, absl::Duration timeout,
                              const DownloadCallback& on_chunk) const {
   if (absl::Status held = CheckHeld(); !held.ok()) return held;
+  state_->AwaitReleases();
   v1::DownloadRequest request;
   request.mutable_blocks()->set_session_id(state_->id());
   request.mutable_blocks()->set_lease_id(id_);
@@ -284,8 +289,7 @@ absl::Status Lease::Release(bool session_over) {
   if (id == 0) return absl::OkStatus();  // a lookup that failed: nothing was granted
   auto request = RequestOf<v1::ReleaseRequest>(*state, id);
   request.set_session_over(session_over);
-  const absl::Duration timeout = std::min(state->rpc().call_timeout(), kReleaseTimeoutMax);
-  return state->Call(&Stub::Release, request, "Release", timeout).status();
+  return state->Call(&Stub::Release, request, "Release", state->rpc().call_timeout()).status();
 }
 
 }  // namespace client

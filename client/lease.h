@@ -14,7 +14,8 @@
 //      side, except after DEADLINE_EXCEEDED and UNAVAILABLE, where the daemon may be ahead:
 //      Truncate(end()) brings the two together again, reserved blocks are then gone.
 //   2. Block and Reserved give memory only while the session is alive.
-//   3. Destruction releases.
+//   3. Destruction releases, without waiting for the answer: the session's next call, or its
+//      end, does that.
 #pragma once
 
 #include <cstddef>
@@ -45,7 +46,7 @@ struct BlockPlace {
 class Lease {
  public:
   Lease(Lease&&) noexcept;
-  Lease& operator=(Lease&&) noexcept;  // releases what was held
+  Lease& operator=(Lease&&) noexcept;  // releases what was held, as destruction does
   ~Lease();
 
   // --- What it holds -------------------------------------------------------------------
@@ -108,6 +109,7 @@ class Lease {
   absl::StatusOr<std::span<std::byte>> At(uint32_t position) const;
   absl::Status TakeRun(const v1::Run& run);
   absl::Status CheckHeld() const;
+  void Drop();
   absl::StatusOr<v1::LeaseState> TakeState(absl::StatusOr<v1::LeaseState> answer);
 
   std::shared_ptr<SessionState> state_;  // null: nothing is held

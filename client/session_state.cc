@@ -1,10 +1,12 @@
 #include "client/session_state.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 
 namespace larder {
 inline namespace client {
@@ -13,6 +15,10 @@ namespace {
 // How long an answer that smells of a restart waits for the end of the stream, which
 // travels on the connection that broke first and is therefore already under way.
 constexpr absl::Duration kStreamEndGrace = absl::Milliseconds(200);
+// A destructor must not hold up its thread for a whole call timeout.
+constexpr absl::Duration kReleaseTimeoutMax = absl::Seconds(1);
+// Releases under way before the next one waits for them.
+constexpr size_t kReleasesMax = 64;
 
 }  // namespace
 
@@ -24,7 +30,16 @@ SessionState::SessionState(std::shared_ptr<Rpc> rpc, std::string_view worker)
   reader_ = std::thread([this] { ReadEvents(); });
 }
 
-SessionState::~SessionState() { Close(); }
+SessionState::~SessionState() {
+  Close();
+  absl::MutexLock lock(&releases_mutex_);
+  AwaitReleasesLocked();  // of leases that outlived the Session
+  releases_queue_.Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (releases_queue_.Next(&tag, &ok)) {
+  }
+}
 
 absl::StatusOr<std::shared_ptr<SessionState>> SessionState::Open(std::shared_ptr<Rpc> rpc,
                                                                  std::string_view worker,
@@ -109,8 +124,32 @@ absl::Status SessionState::Explain(const absl::Status& error) {
   return Health();
 }
 
+void SessionState::ReleaseSoon(const v1::ReleaseRequest& request) {
+  if (!Health().ok()) return;
+  absl::MutexLock lock(&releases_mutex_);
+  if (releases_.size() == kReleasesMax) AwaitReleasesLocked();
+  SentRelease& sent = *releases_.emplace_back(std::make_unique<SentRelease>());
+  sent.context.set_deadline(
+      absl::ToChronoTime(absl::Now() + std::min(rpc_->call_timeout(), kReleaseTimeoutMax)));
+  sent.reader = rpc_->kv().AsyncRelease(&sent.context, request, &releases_queue_);
+  sent.reader->Finish(&sent.response, &sent.status, &sent);
+}
+
+void SessionState::AwaitReleases() {
+  absl::MutexLock lock(&releases_mutex_);
+  AwaitReleasesLocked();
+}
+
+void SessionState::AwaitReleasesLocked() {
+  void* tag = nullptr;
+  bool ok = false;
+  for (size_t i = 0; i < releases_.size(); ++i) releases_queue_.Next(&tag, &ok);
+  releases_.clear();
+}
+
 void SessionState::Close() {
   if (!reader_.joinable()) return;
+  AwaitReleases();  // once the stream has ended, they would come too late
   context_.TryCancel();
   reader_.join();
 }

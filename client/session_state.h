@@ -19,6 +19,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -43,7 +44,7 @@ class SessionState {
   SessionState(const SessionState&) = delete;
   SessionState& operator=(const SessionState&) = delete;
 
-  // Ends the stream and joins its reader. Idempotent; one caller.
+  // Lets releases arrive, ends the stream and joins its reader. Idempotent; one caller.
   void Close();
 
   uint64_t id() const { return id_; }
@@ -59,11 +60,17 @@ class SessionState {
   absl::StatusOr<Response> Call(
       grpc::Status (v1::KvCache::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
       const Request& request, std::string_view name, absl::Duration timeout) {
+    AwaitReleases();
     if (absl::Status health = Health(); !health.ok()) return health;
     absl::StatusOr<Response> response = rpc_->Call(rpc_->kv(), method, request, name, timeout);
     if (response.ok()) return response;
     return Explain(response.status());
   }
+
+  // Sends a Release whose answer nobody needs, and does not wait for it.
+  void ReleaseSoon(const v1::ReleaseRequest& request) ABSL_LOCKS_EXCLUDED(releases_mutex_);
+  // Returns when they have arrived, or after a second: what comes next may need their room.
+  void AwaitReleases() ABSL_LOCKS_EXCLUDED(releases_mutex_);
 
   // A restarted daemon does not know this session (NOT_FOUND, or another session's
   // PERMISSION_DENIED): when the stream has ended too, says that instead.
@@ -76,6 +83,7 @@ class SessionState {
   absl::Status MapArenas();
   void ReadEvents();
   void Lose(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
+  void AwaitReleasesLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(releases_mutex_);
 
   // Constant once Open has returned.
   const std::shared_ptr<Rpc> rpc_;
@@ -94,6 +102,16 @@ class SessionState {
 
   mutable absl::Mutex mutex_;
   absl::Status health_ ABSL_GUARDED_BY(mutex_);
+
+  struct SentRelease {
+    grpc::ClientContext context;
+    v1::ReleaseResponse response;
+    grpc::Status status;
+    std::unique_ptr<grpc::ClientAsyncResponseReader<v1::ReleaseResponse>> reader;
+  };
+  absl::Mutex releases_mutex_;
+  grpc::CompletionQueue releases_queue_ ABSL_GUARDED_BY(releases_mutex_);
+  std::vector<std::unique_ptr<SentRelease>> releases_ ABSL_GUARDED_BY(releases_mutex_);
 };
 
 }  // namespace client

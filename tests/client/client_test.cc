@@ -245,7 +245,8 @@ TEST_F(ClientTest, ManyThreadsShareASession) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(daemon_->Calls("LookupPrefix"), 80);
-  EXPECT_EQ(daemon_->Calls("Release"), 80);
+  { const Session ended = *std::move(session); }
+  EXPECT_EQ(daemon_->Calls("Release"), 80) << "they have arrived when the session ends";
 }
 
 }  // namespace

@@ -90,6 +90,11 @@ void FakeDaemon::HangCalls() {
   hanging_ = true;
 }
 
+void FakeDaemon::ResumeCalls() {
+  absl::MutexLock lock(&mutex_);
+  hanging_ = false;
+}
+
 void FakeDaemon::AnswerLookup(v1::LookupPrefixResponse answer) {
   absl::MutexLock lock(&mutex_);
   lookup_ = std::move(answer);
@@ -121,6 +126,12 @@ int FakeDaemon::Calls(const std::string& call) const {
   return found == calls_.end() ? 0 : found->second;
 }
 
+int FakeDaemon::Answered(const std::string& call) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = answered_.find(call);
+  return found == answered_.end() ? 0 : found->second;
+}
+
 uint64_t FakeDaemon::LastPosition() const {
   absl::MutexLock lock(&mutex_);
   return last_position_;
@@ -140,6 +151,7 @@ grpc::Status FakeDaemon::Enter(grpc::ServerContext* context, const std::string& 
                                 +[](bool* hanging) { return !*hanging; }, &hanging_),
                             kPollInterval);
   }
+  if (!context->IsCancelled()) ++answered_[call];
   if (const auto error = errors_.find(call); error != errors_.end()) return error->second;
   if (sessions_.contains(session_id)) return grpc::Status::OK;
   return grpc::Status(grpc::NOT_FOUND, "session_id: no such session");

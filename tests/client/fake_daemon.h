@@ -45,7 +45,8 @@ class FakeDaemon final : public v1::KvCache::Service {
 
   void CutStreams() ABSL_LOCKS_EXCLUDED(mutex_);  // sessions end, the daemon lives
   void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
-  void HangCalls() ABSL_LOCKS_EXCLUDED(mutex_);  // until their deadline
+  void HangCalls() ABSL_LOCKS_EXCLUDED(mutex_);  // until their deadline, or
+  void ResumeCalls() ABSL_LOCKS_EXCLUDED(mutex_);
   void AnswerLookup(v1::LookupPrefixResponse answer) ABSL_LOCKS_EXCLUDED(mutex_);
   void AnswerReserve(v1::ReserveResponse answer) ABSL_LOCKS_EXCLUDED(mutex_);
   void AnswerState(v1::LeaseState answer) ABSL_LOCKS_EXCLUDED(mutex_);  // Put, Truncate, Fork
@@ -55,6 +56,8 @@ class FakeDaemon final : public v1::KvCache::Service {
 
   // How often a call came, refused ones included.
   int Calls(const std::string& call) const ABSL_LOCKS_EXCLUDED(mutex_);
+  // How many of them have been answered before their deadline.
+  int Answered(const std::string& call) const ABSL_LOCKS_EXCLUDED(mutex_);
   uint64_t LastPosition() const ABSL_LOCKS_EXCLUDED(mutex_);  // of Reserve, Put or Truncate
   bool LastSessionOver() const ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -103,6 +106,7 @@ class FakeDaemon final : public v1::KvCache::Service {
   std::vector<v1::PrefetchEvent> prefetch_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, grpc::Status> errors_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, int> calls_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, int> answered_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_position_ ABSL_GUARDED_BY(mutex_) = 0;
   bool last_session_over_ ABSL_GUARDED_BY(mutex_) = false;
 };

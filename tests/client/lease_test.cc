@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "client/client.h"
 #include "fake_daemon.h"
@@ -245,7 +246,32 @@ TEST_F(LeaseTest, ReleasesOnce) {
   }
   EXPECT_EQ(daemon_->Calls("Release"), 1);
   { ASSERT_TRUE(LookupThree().ok()); }
-  EXPECT_EQ(daemon_->Calls("Release"), 2) << "by its destructor";
+  ASSERT_TRUE(LookupNothing().ok());
+  EXPECT_EQ(daemon_->Calls("Release"), 2) << "by its destructor, before the next call";
+}
+
+TEST_F(LeaseTest, ItsDestructorWaitsForNobody) {
+  {
+    const absl::StatusOr<Lease> lease = LookupThree();
+    ASSERT_TRUE(lease.ok());
+    daemon_->HangCalls();
+  }
+  // Had it waited, the call would have met its deadline: nothing is answered before this.
+  daemon_->ResumeCalls();
+  session_.reset();
+  EXPECT_EQ(daemon_->Answered("Release"), 1);
+}
+
+TEST_F(LeaseTest, ManyReleasesAtOnceAllArrive) {
+  std::vector<Lease> leases;
+  for (int i = 0; i < 200; ++i) {
+    absl::StatusOr<Lease> lease = LookupThree();
+    ASSERT_TRUE(lease.ok());
+    leases.push_back(*std::move(lease));
+  }
+  leases.clear();
+  session_.reset();
+  EXPECT_EQ(daemon_->Calls("Release"), 200);
 }
 
 TEST_F(LeaseTest, MoveAssignmentReleasesWhatWasHeld) {
@@ -253,6 +279,7 @@ TEST_F(LeaseTest, MoveAssignmentReleasesWhatWasHeld) {
   absl::StatusOr<Lease> second = LookupThree();
   ASSERT_TRUE(first.ok() && second.ok());
   *first = *std::move(second);
+  ASSERT_TRUE(LookupThree().ok());
   EXPECT_EQ(daemon_->Calls("Release"), 1);
   EXPECT_EQ(first->end(), 3u);
 }
