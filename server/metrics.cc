@@ -1,14 +1,20 @@
 #include "server/metrics.h"
 
+#include <netdb.h>
 #include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
+#include <sys/socket.h>
 
 #include <exception>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/synchronization/notification.h"
+#include "storage/unique_fd.h"
 
 namespace larder {
 namespace {
@@ -172,6 +178,23 @@ void AddCalls(const CallStats& stats, Families& out) {
   }
 }
 
+constexpr absl::Duration kPokeInterval = absl::Milliseconds(5);
+
+// Begins to connect, and leaves it at that.
+void Poke(absl::string_view host, int port) {
+  if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
+  addrinfo hints{};
+  hints.ai_flags = AI_NUMERICSERV;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(std::string(host).c_str(), std::to_string(port).c_str(), &hints, &found) != 0) {
+    return;
+  }
+  const UniqueFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  static_cast<void>(::connect(fd.get(), found->ai_addr, found->ai_addrlen));
+  ::freeaddrinfo(found);
+}
+
 }  // namespace
 
 std::vector<MetricFamily> Metrics::Collect() const {
@@ -194,9 +217,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
     exposer->RegisterCollectable(metrics);
     const std::vector<int> ports = exposer->GetListeningPorts();
     const std::string host = address.substr(0, address.rfind(':'));
-    std::string url = absl::StrCat("http://", host, ":", ports.empty() ? 0 : ports[0], "/metrics");
-    return std::unique_ptr<MetricsServer>(
-        new MetricsServer(std::move(exposer), std::move(metrics), std::move(url)));
+    return std::unique_ptr<MetricsServer>(new MetricsServer(
+        std::move(exposer), std::move(metrics), host, ports.empty() ? 0 : ports[0]));
   } catch (const std::exception& error) {
     return absl::UnavailableError(
         absl::StrCat("metrics: ", address, " could not be bound (", error.what(), ")"));
@@ -204,9 +226,26 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
 }
 
 MetricsServer::MetricsServer(std::unique_ptr<prometheus::Exposer> exposer,
-                             std::shared_ptr<Metrics> metrics, std::string url)
-    : metrics_(std::move(metrics)), exposer_(std::move(exposer)), url_(std::move(url)) {}
+                             std::shared_ptr<Metrics> metrics, std::string host, int port)
+    : metrics_(std::move(metrics)),
+      exposer_(std::move(exposer)),
+      host_(std::move(host)),
+      port_(port) {}
 
-MetricsServer::~MetricsServer() = default;
+std::string MetricsServer::url() const {
+  return absl::StrCat("http://", host_, ":", port_, "/metrics");
+}
+
+// The exposer's thread looks whether it is to stop when somebody connects, or every two
+// seconds: so somebody connects, until it has.
+MetricsServer::~MetricsServer() {
+  absl::Notification stopped;
+  std::thread stop([&] {
+    exposer_.reset();
+    stopped.Notify();
+  });
+  while (!stopped.WaitForNotificationWithTimeout(kPokeInterval)) Poke(host_, port_);
+  stop.join();
+}
 
 }  // namespace larder

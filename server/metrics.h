@@ -49,15 +49,16 @@ class MetricsServer {
   static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& address,
                                                               std::shared_ptr<Metrics> metrics);
   ~MetricsServer();
-  const std::string& url() const { return url_; }
+  std::string url() const;
 
  private:
   MetricsServer(std::unique_ptr<prometheus::Exposer> exposer, std::shared_ptr<Metrics> metrics,
-                std::string url);
+                std::string host, int port);
 
   const std::shared_ptr<Metrics> metrics_;
-  const std::unique_ptr<prometheus::Exposer> exposer_;
-  const std::string url_;
+  std::unique_ptr<prometheus::Exposer> exposer_;
+  const std::string host_;
+  const int port_;
 };
 
 }  // namespace larder
