@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -137,7 +138,7 @@ const std::vector<Setting>& Settings() {
   static const std::vector<Setting> kSettings = {
       {"--listen", "ADDRESS", kListen, kListenDefault.data(),
        "Address of the gRPC services; may be repeated (in the variable: commas)",
-       "unix:/path (absolute, at most 107 bytes), unix-abstract:name, or host:port with a port of "
+       "unix:/path (absolute, at most 107 bytes, no %), unix-abstract:name, or host:port with a port of "
        "0 "
        "to 65535",
        ApplyListen, true},
@@ -215,6 +216,24 @@ std::string StandardHandover(const std::vector<std::string>& listen) {
   return "@larderd.handover." + std::to_string(::getpid());
 }
 
+// The later of two sockets at one place would take it from the earlier, without an error.
+std::optional<CommandLine> CheckSockets(const Config& config) {
+  std::set<std::string> names;
+  for (const std::string& text : config.listen) {
+    const ListenAddress address = *ParseListenAddress(text);
+    if (address.kind == ListenAddress::Kind::kTcp) continue;
+    const bool abstract = address.kind == ListenAddress::Kind::kUnixAbstract;
+    if (!names.insert((abstract ? "@" : "") + address.name).second) {
+      return Mistake("--listen (LARDER_LISTEN)", text, "the same socket twice");
+    }
+  }
+  if (names.contains(config.handover_socket)) {
+    return Mistake("--handover-socket (LARDER_HANDOVER_SOCKET)", config.handover_socket,
+                   "allowed: another socket than those of --listen");
+  }
+  return std::nullopt;
+}
+
 // What no single setting can tell. nullopt: all is well.
 std::optional<CommandLine> CheckTogether(Config& config) {
   for (const std::string& text : config.listen) {
@@ -239,7 +258,7 @@ std::optional<CommandLine> CheckTogether(Config& config) {
                : Mistake("--nvme-bytes (LARDER_NVME_BYTES)", "", "needed with --nvme-dir");
   }
   if (config.handover_socket.empty()) config.handover_socket = StandardHandover(config.listen);
-  return std::nullopt;
+  return CheckSockets(config);
 }
 
 // The given texts in the order of Settings().

@@ -36,6 +36,10 @@ absl::StatusOr<ListenAddress> ParseUnix(ListenAddress::Kind kind, absl::string_v
     return absl::InvalidArgumentError(
         absl::StrCat("the name of a unix socket has 1 to ", kUnixPathMax, " bytes"));
   }
+  // gRPC would listen at another name than the one that is looked at here.
+  if (name.find('%') != absl::string_view::npos) {
+    return absl::InvalidArgumentError("gRPC reads a % in the name of a unix socket as an escape");
+  }
   ListenAddress address;
   address.kind = kind;
   address.name = std::string(name);

@@ -133,6 +133,12 @@ TEST(Config, SettingsMustFitTogether) {
   EXPECT_TRUE(Parse({"--listen=0.0.0.0:9000", "--insecure-tcp"}).config.has_value());
   EXPECT_TRUE(Parse({"--listen=127.1.2.3:9000"}).config.has_value());
   EXPECT_TRUE(Parse({"--listen=localhost:9000"}).config.has_value());
+  ExpectMistake({"--listen=unix:/s", "--listen=unix:///s"}, {"'unix:///s'", "twice"});
+  ExpectMistake({"--listen=unix:/s", "--handover-socket=/s"},
+                {"--handover-socket", "'/s'", "another socket"});
+  ExpectMistake({"--listen=unix-abstract:s", "--handover-socket=@s"}, {"another socket"});
+  EXPECT_TRUE(Parse({"--listen=unix-abstract:s", "--listen=unix:/s"}).config.has_value());
+  ExpectMistake({"--listen=unix:/a%20b"}, {"'unix:/a%20b'", "no %"});
 }
 
 TEST(Config, UnknownFlagsAndMissingValues) {
