@@ -2,12 +2,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iostream>
-#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,6 +16,7 @@
 #include "client/json.h"
 #include "client/output.h"
 #include "client/prompt_flags.h"
+#include "client/read_file.h"
 
 namespace larder::cli {
 namespace {
@@ -48,9 +45,9 @@ class Source {
           BlockSeeds(prompt.model.model_id(), prompt.tokens, prompt.model.block_tokens());
       return source;
     }
-    absl::StatusOr<std::string> data = Read(flags.data);
-    if (!data.ok()) return data.status();
     const uint64_t expected = prompt.blocks() * source.block_bytes_;
+    absl::StatusOr<std::string> data = ReadFile("--data", flags.data, expected);
+    if (!data.ok()) return data.status();
     if (data->size() != expected) {
       return absl::InvalidArgumentError(
           absl::StrCat("--data: \"", flags.data, "\" has ", data->size(), " bytes, must have ",
@@ -66,17 +63,6 @@ class Source {
   }
 
  private:
-  static absl::StatusOr<std::string> Read(const std::string& path) {
-    std::ifstream file;
-    if (path != "-") file.open(path, std::ios::binary);
-    if (!file) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--data: \"", path, "\": ", std::strerror(errno)));
-    }
-    std::istream& stream = path == "-" ? std::cin : file;
-    return std::string((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  }
-
   uint64_t block_bytes_ = 0;
   std::string data_;
   std::vector<uint64_t> seeds_;

@@ -1,10 +1,6 @@
 // larder size: what a model's K/V take, before anything is bought or started.
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,6 +13,7 @@
 #include "client/kv_size.h"
 #include "client/names.h"
 #include "client/output.h"
+#include "client/read_file.h"
 #include "storage/units.h"
 
 namespace larder::cli {
@@ -61,14 +58,12 @@ struct Question {
   uint64_t BatchBytes(const KvShape& shape) const { return batch * seq_len * shape.TokenBytes(); }
 };
 
+constexpr uint64_t kConfigBytesMax = 1 << 20;
+
 absl::StatusOr<ModelShape> ReadConfig(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--model: \"", path, "\": ", std::strerror(errno)));
-  }
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  absl::StatusOr<ModelShape> model = ParseModelShape(text);
+  const absl::StatusOr<std::string> text = ReadFile("--model", path, kConfigBytesMax);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<ModelShape> model = ParseModelShape(*text);
   if (model.ok()) return model;
   return absl::InvalidArgumentError(absl::StrCat("--model: ", path, ": ",
                                                  model.status().message()));

@@ -1,26 +1,22 @@
 #include "client/prompt_flags.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/connect.h"
 #include "client/flags.h"
+#include "client/read_file.h"
 
 namespace larder::cli {
 namespace {
 
+// 1,048,576 tokens, the longest prompt, of ten digits and a few separators.
+constexpr uint64_t kTokensBytesMax = 16 << 20;
+
 absl::StatusOr<std::vector<uint32_t>> ReadTokensFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--tokens-file: \"", path, "\": ", std::strerror(errno)));
-  }
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  return ParseTokens(text, path, /*lines=*/true);
+  const absl::StatusOr<std::string> text = ReadFile("--tokens-file", path, kTokensBytesMax);
+  if (!text.ok()) return text.status();
+  return ParseTokens(*text, path, /*lines=*/true);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
@@ -27,11 +28,13 @@ absl::Status CheckAddress(const std::string& address) {
   const bool unix_path = absl::StartsWith(address, "unix:") && address.size() > 5;
   const bool abstract = absl::StartsWith(address, "unix-abstract:") && address.size() > 14;
   const size_t colon = address.rfind(':');
+  uint32_t port = 0;
   const bool tcp = !absl::StartsWith(address, "unix") && colon != std::string::npos && colon > 0 &&
-                   colon + 1 < address.size();
+                   absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 1 && port <= 65'535;
   if (unix_path || abstract || tcp) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("address \"", address, "\" must be unix:PATH, unix-abstract:NAME or HOST:PORT"));
+      absl::StrCat("address \"", address,
+                   "\" must be unix:PATH, unix-abstract:NAME or HOST:PORT, with a port of 1 to 65535"));
 }
 
 }  // namespace
