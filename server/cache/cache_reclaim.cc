@@ -25,6 +25,7 @@ class Doom {
  public:
   explicit Doom(uint64_t visits) : visits_(visits) {}
   uint64_t visits_left() const { return visits_; }
+  bool Has(TreeNode* node) const { return from_.contains(node); }
 
   // Adds blocks [from, size) of the node and everything below. False when some of it is
   // pinned, or no visits are left.
@@ -42,6 +43,7 @@ class Doom {
       order_.push_back(next.node);
       for (const auto& [hash, first] : next.node->children) {
         for (TreeNode* c = first; c != nullptr; c = c->next_same_hash) todo.push_back({c, 0});
+        if (todo.size() > visits_) return false;  // each of them is a visit at least
       }
     }
     return true;
@@ -72,13 +74,12 @@ std::vector<Doomed> DoomedBy(const SlotOwners& owners, const SlotAllocator& slot
   *visits += in_slab.size() / 16;  // a read of 8 bytes each
   if (static_cast<uint64_t>(owned) != slots.taken_in_slab(slab)) return {};
   Doom doom(doomed_max);
-  TreeNode* last = nullptr;
+  const uint64_t base = slab * slots.slab_bytes();
   bool may_go = true;
   for (TreeNode* node : in_slab) {
-    if (node == nullptr || node == last) continue;
-    last = node;
+    if (node == nullptr || doom.Has(node)) continue;  // had, or below one that was
     const auto first = std::find_if(node->blocks.begin(), node->blocks.end(), [&](const auto& b) {
-      return b.In(tier) && slots.Locate(b.In(tier)).slab == slab;
+      return b.In(tier) && b.In(tier).offset() - base < slots.slab_bytes();
     });
     may_go = doom.Add(node, static_cast<uint32_t>(first - node->blocks.begin()));
     if (!may_go) break;
