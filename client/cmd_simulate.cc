@@ -40,7 +40,7 @@ class InstantMover final : public Mover {
     return absl::OkStatus();
   }
   void Raise(MoveId) override {}
-  void Erase(Slot, const BlockKey&) override {}
+  void Erase(Slot, uint32_t) override {}
 
   void CompleteAll(Cache& cache) {
     while (!queue_.empty()) {

@@ -154,6 +154,7 @@ absl::Status Daemon::Impl::OpenNvme() {
   NvmeStore::Options options;
   options.directory = config_.nvme_dir;
   options.bytes = config_.nvme_bytes;
+  options.slab_bytes = SlabSize(config_.nvme_bytes);
   options.io_threads = static_cast<int>(config_.nvme_threads);
   options.on_writable = [this](bool writable) {
     Log(writable ? LogLevel::kInfo : LogLevel::kError,
@@ -186,6 +187,7 @@ void Daemon::Impl::CreateCache() {
   options.tiers[Index(Tier::kGpu)] = TierOptionsOf(gpu_ == nullptr ? 0 : gpu_->bytes());
   options.tiers[Index(Tier::kHost)] = TierOptionsOf(host_->bytes());
   options.tiers[Index(Tier::kNvme)] = TierOptionsOf(nvme_ == nullptr ? 0 : nvme_->bytes());
+  if (nvme_ != nullptr) options.tiers[Index(Tier::kNvme)].slab_bytes = nvme_->slab_bytes();
   options.first_id = (Random64() >> 24) + 1;  // leaves room to count up from
   options.models_max = config_.models_max;
   options.sessions_max = config_.sessions_max;

@@ -25,6 +25,9 @@ struct BlockRecord {
   BlockKey parent_key;  // the model's fingerprint for a first block
   uint64_t model_id = 0;
   uint32_t depth = 0;  // blocks before this one on its path
+  // When the record was written: wall clock, Unix seconds. Set by the tier and not compared;
+  // it orders what is found at a start by age.
+  uint64_t written_at_s = 0;
 };
 
 struct MoveJob {
@@ -55,10 +58,10 @@ class Mover {
   // moves that have started are ignored.
   virtual void Raise(MoveId id) = 0;
 
-  // Forgets the durable record of an NVME slot if it is still the record of `key`.
-  // Asynchronous, ordered before any later write to that slot. Without it a dropped
-  // block may come back after a restart, which is harmless.
-  virtual void Erase(Slot nvme_slot, const BlockKey& key) = 0;
+  // Forgets the durable record of an NVME slot if its key still has this tag: another
+  // thread may have written the slot anew. Asynchronous, ordered before any later write to
+  // that slot. Without it a dropped block may come back after a restart, which is harmless.
+  virtual void Erase(Slot nvme_slot, uint32_t key_tag) = 0;
 };
 
 }  // namespace larder

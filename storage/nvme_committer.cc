@@ -49,28 +49,26 @@ void NvmeCommitter::WritesEndLocked(uint64_t count) {
 void NvmeCommitter::Put(Slot slot, const NvmeRecord& record, DoneFn done) {
   absl::MutexLock lock(&mu_);
   progress_at_ = MonotonicNow();
-  QueueLocked({Kind::kPut, slot, record, absl::OkStatus(), std::move(done)});
+  QueueLocked({Kind::kPut, slot, record, 0, absl::OkStatus(), std::move(done)});
 }
 
-void NvmeCommitter::Erase(Slot slot, const BlockKey& key) {
-  Pending pending{Kind::kErase, slot, {}, absl::OkStatus(), nullptr};
-  pending.record.block.key = key;
-  Queue(std::move(pending));
+void NvmeCommitter::Erase(Slot slot, uint32_t key_tag) {
+  Queue({Kind::kErase, slot, {}, key_tag, absl::OkStatus(), nullptr});
 }
 
 void NvmeCommitter::Forget(Slot slot, absl::Status status, DoneFn done) {
-  Queue({Kind::kForget, slot, {}, std::move(status), std::move(done)});
+  Queue({Kind::kForget, slot, {}, 0, std::move(status), std::move(done)});
 }
 
 void NvmeCommitter::Fail(absl::Status status, DoneFn done) {
-  Queue({Kind::kFail, Slot(), {}, std::move(status), std::move(done)});
+  Queue({Kind::kFail, Slot(), {}, 0, std::move(status), std::move(done)});
 }
 
 void NvmeCommitter::FailDevice(absl::Status status, DoneFn done) {
   absl::MutexLock lock(&mu_);
   Degrade(status);
   WritesEndLocked(1);
-  QueueLocked({Kind::kFail, Slot(), {}, std::move(status), std::move(done)});
+  QueueLocked({Kind::kFail, Slot(), {}, 0, std::move(status), std::move(done)});
 }
 
 void NvmeCommitter::Hurry() {
@@ -163,18 +161,18 @@ bool NvmeCommitter::NextGroup(Group& group) {
 // at the index.
 std::vector<NvmeRecords::Change> NvmeCommitter::ChangesOf(const Group& group, bool with_puts) {
   std::vector<NvmeRecords::Change> changes;
-  absl::flat_hash_map<Slot, std::optional<BlockKey>> now;
-  const auto is_still = [&](Slot slot, const BlockKey& key) {
-    if (const auto it = now.find(slot); it != now.end()) return it->second == key;
+  absl::flat_hash_map<Slot, std::optional<uint32_t>> now;  // the tag of its record's key
+  const auto is_still = [&](Slot slot, uint32_t tag) {
+    if (const auto it = now.find(slot); it != now.end()) return it->second == tag;
     const auto record = records_.Get(slot);
-    return record.ok() && record->block.key == key;
+    return record.ok() && record->block.key.Tag() == tag;
   };
   for (const Pending& pending : group) {
     if (pending.kind == Kind::kPut && with_puts) {
       changes.push_back({pending.slot, pending.record});
-      now[pending.slot] = pending.record.block.key;
+      now[pending.slot] = pending.record.block.key.Tag();
     } else if (pending.kind == Kind::kForget ||
-               (pending.kind == Kind::kErase && is_still(pending.slot, pending.record.block.key))) {
+               (pending.kind == Kind::kErase && is_still(pending.slot, pending.key_tag))) {
       changes.push_back({pending.slot, std::nullopt});
       now[pending.slot] = std::nullopt;
     }
@@ -217,7 +215,7 @@ void NvmeCommitter::StartProbe() {
     probing_ = true;
   }
   io_.Write(options_.probe_offset, probe_page_, [this](absl::Status status) {
-    Queue({Kind::kProbe, Slot(), {}, status, nullptr});
+    Queue({Kind::kProbe, Slot(), {}, 0, status, nullptr});
   });
 }
 

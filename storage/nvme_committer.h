@@ -57,8 +57,8 @@ class NvmeCommitter {
   void WriteStarts();
   // The payload of this record has been written.
   void Put(Slot slot, const NvmeRecord& record, DoneFn done);
-  // Deletes the record if it is still of this key.
-  void Erase(Slot slot, const BlockKey& key);
+  // Deletes the record if its key has this tag.
+  void Erase(Slot slot, uint32_t key_tag);
   // Deletes the record, whatever it is, then done(status).
   void Forget(Slot slot, absl::Status status, DoneFn done);
   // done(status) in its turn.
@@ -78,7 +78,8 @@ class NvmeCommitter {
   struct Pending {
     Kind kind = Kind::kFail;
     Slot slot;
-    NvmeRecord record;    // kErase: only its key
+    NvmeRecord record;
+    uint32_t key_tag = 0;  // kErase
     absl::Status status;  // what done gets, unless the group fails a put
     DoneFn done;
   };

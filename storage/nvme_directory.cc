@@ -7,11 +7,16 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "storage/errno_status.h"
 #include "storage/nvme_format.h"
 #include "storage/types.h"
@@ -22,6 +27,9 @@ namespace {
 constexpr char kLockName[] = "/LOCK";
 constexpr char kFormatName[] = "/FORMAT";
 constexpr size_t kTextMax = 256;
+constexpr char kSlabWord[] = "slab ";
+// A tier of fewer slabs than this is laid out anew.
+constexpr uint64_t kSlabsMin = 4;
 
 // What a small file says; at most kTextMax bytes of it.
 std::string ReadText(int fd) {
@@ -30,9 +38,22 @@ std::string ReadText(int fd) {
   return n > 0 ? std::string(buffer, static_cast<size_t>(n)) : std::string();
 }
 
-bool Exists(const std::string& path) {
-  struct stat info;
-  return ::stat(path.c_str(), &info) == 0;
+// What may lie in the directory of a tier that is not there yet: its lock, a FORMAT that a
+// crash left half made, and what a freshly made file system brings along.
+bool IsNobodys(absl::string_view name) {
+  return name == "LOCK" || name == "FORMAT.new" || name == "lost+found";
+}
+
+// The first entry that is somebody's; "" when there is none.
+absl::StatusOr<std::string> SomebodysEntry(const std::string& path) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(path, error), end; !error && it != end;
+       it.increment(error)) {
+    std::string name = it->path().filename();
+    if (!IsNobodys(name)) return name;
+  }
+  if (!error) return std::string();
+  return ErrnoStatus(absl::StrCat("nvme directory ", path, ": listing it"), error.value());
 }
 
 absl::Status SyncFolder(const std::string& path) {
@@ -91,6 +112,34 @@ absl::Status Preallocate(int fd, uint64_t bytes, const std::string& path) {
 
 }  // namespace
 
+// Without touching anything: whose directory this is, and its slab size.
+absl::StatusOr<NvmeDirectory::Content> NvmeDirectory::Look() {
+  const std::string path = path_ + kFormatName;
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) {
+    if (errno != ENOENT) return ErrnoStatus(absl::StrCat("nvme directory: opening ", path), errno);
+    // FORMAT comes first in a new directory, so whatever is there without it is not ours.
+    absl::StatusOr<std::string> entry = SomebodysEntry(path_);
+    if (!entry.ok()) return entry.status();
+    if (entry->empty()) return Content::kEmpty;
+    return absl::FailedPreconditionError(absl::StrCat("nvme directory ", path_,
+                                                      " has no FORMAT but other content (", *entry,
+                                                      "); choose an empty one"));
+  }
+  const std::string text = ReadText(fd.get());
+  absl::string_view rest = text;
+  bool known = absl::ConsumePrefix(&rest, kNvmeFormatText);
+  if (known && !rest.empty()) {
+    known = absl::ConsumePrefix(&rest, kSlabWord) && absl::ConsumeSuffix(&rest, "\n") &&
+            absl::SimpleAtoi(rest, &slab_bytes_) && slab_bytes_ % kSlotGranule == 0;
+  }
+  if (known) return Content::kTier;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "nvme directory ", path_, ": FORMAT is \"", absl::CEscape(text), "\", this build knows \"",
+      absl::CEscape(kNvmeFormatText),
+      "\" only; start the version that wrote it, or empty the directory (its cache is lost)"));
+}
+
 absl::Status NvmeDirectory::Lock() {
   const std::string path = path_ + kLockName;
   lock_ = UniqueFd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640));
@@ -111,60 +160,90 @@ absl::Status NvmeDirectory::Lock() {
   return absl::OkStatus();
 }
 
-absl::Status NvmeDirectory::CheckFormat() {
-  const std::string path = path_ + kFormatName;
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) {
-    if (errno != ENOENT) return ErrnoStatus(absl::StrCat("nvme directory: opening ", path), errno);
-    // FORMAT comes first in a new directory, so these without it are somebody else's.
-    if (Exists(slots_path()) || Exists(index_path())) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "nvme directory ", path_, " has no FORMAT but other content; choose an empty one"));
-    }
-    return WriteTextAtomically(path_, path, kNvmeFormatText);
-  }
-  const std::string text = ReadText(fd.get());
-  if (text == kNvmeFormatText) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "nvme directory ", path_, ": FORMAT is \"", absl::CEscape(text), "\", this build knows \"",
-      absl::CEscape(kNvmeFormatText),
-      "\" only; start the version that wrote it, or empty the directory (its cache is lost)"));
+absl::Status NvmeDirectory::WriteFormat() {
+  std::string text = kNvmeFormatText;
+  if (slab_bytes_ != 0) absl::StrAppend(&text, kSlabWord, slab_bytes_, "\n");
+  return WriteTextAtomically(path_, path_ + kFormatName, text);
 }
 
-absl::Status NvmeDirectory::OpenSlots(uint64_t bytes, bool direct_io) {
+// FORMAT is written only where it says something new.
+absl::Status NvmeDirectory::ChooseSlab(Content found, uint64_t wanted) {
+  const bool keep = found == Content::kTier && (wanted == 0 || wanted == slab_bytes_ ||
+                                                (slab_bytes_ != 0 &&
+                                                 slab_bytes_ <= slots_bytes_ / kSlabsMin));
+  if (keep) return absl::OkStatus();
+  slab_bytes_ = wanted;
+  return WriteFormat();
+}
+
+absl::Status NvmeDirectory::OpenFile(int flags, bool direct_io) {
   const std::string path = slots_path();
-  const int flags = O_RDWR | O_CREAT | O_CLOEXEC;
   direct_ = direct_io;
   if (direct_io) {
-    slots_ = UniqueFd(::open(path.c_str(), flags | O_DIRECT, 0640));
+    slots_ = UniqueFd(::open(path.c_str(), flags | O_DIRECT | O_CLOEXEC, 0640));
     // Some file systems know no O_DIRECT; the page cache does then.
     if (!slots_ && errno == EINVAL) direct_ = false;
   }
-  if (!direct_) slots_ = UniqueFd(::open(path.c_str(), flags, 0640));
+  if (!direct_) slots_ = UniqueFd(::open(path.c_str(), flags | O_CLOEXEC, 0640));
   if (!slots_) return ErrnoStatus(absl::StrCat("nvme directory: opening ", path), errno);
-  if (absl::Status status = Preallocate(slots_.get(), bytes + kSlotGranule, path); !status.ok()) {
-    return status;
-  }
+  return absl::OkStatus();
+}
+
+absl::Status NvmeDirectory::OpenSlots(bool direct_io) {
+  if (absl::Status status = OpenFile(O_RDWR | O_CREAT, direct_io); !status.ok()) return status;
+  const std::string path = slots_path();
+  absl::Status status = Preallocate(slots_.get(), slots_bytes_ + kSlotGranule, path);
+  if (!status.ok()) return status;
   if (::fsync(slots_.get()) != 0) return ErrnoStatus(absl::StrCat(path, ": fsync"), errno);
   return SyncFolder(path_);
 }
 
-absl::StatusOr<std::unique_ptr<NvmeDirectory>> NvmeDirectory::Open(const std::string& path,
-                                                                   uint64_t slots_bytes,
-                                                                   bool direct_io) {
-  if (slots_bytes == 0 || slots_bytes % kSlotGranule != 0) {
+absl::StatusOr<std::unique_ptr<NvmeDirectory>> NvmeDirectory::Open(const Options& options) {
+  const std::string& path = options.path;
+  if (options.slots_bytes == 0 || options.slots_bytes % kSlotGranule != 0) {
     return absl::InvalidArgumentError(absl::StrCat("nvme directory ", path, ": bytes is ",
-                                                   slots_bytes,
+                                                   options.slots_bytes,
                                                    ", must be a positive multiple of 4096"));
   }
   if (::mkdir(path.c_str(), 0750) != 0 && errno != EEXIST) {
     return ErrnoStatus(absl::StrCat("nvme directory: creating ", path), errno);
   }
   std::unique_ptr<NvmeDirectory> directory(new NvmeDirectory(path));
+  directory->slots_bytes_ = options.slots_bytes;
+  // Once before the lock, which is a file too, and once when nobody else can change it.
+  absl::StatusOr<Content> found = directory->Look();
+  if (!found.ok()) return found.status();
   absl::Status status = directory->Lock();
-  if (status.ok()) status = directory->CheckFormat();
-  if (status.ok()) status = directory->OpenSlots(slots_bytes, direct_io);
+  if (status.ok()) {
+    found = directory->Look();
+    status = found.status();
+  }
+  if (status.ok()) status = directory->ChooseSlab(*found, options.slab_bytes);
+  if (status.ok()) status = directory->OpenSlots(options.direct_io);
   if (!status.ok()) return status;
+  return directory;
+}
+
+absl::StatusOr<std::unique_ptr<NvmeDirectory>> NvmeDirectory::OpenExisting(
+    const std::string& path) {
+  std::unique_ptr<NvmeDirectory> directory(new NvmeDirectory(path));
+  absl::StatusOr<Content> found = directory->Look();
+  if (absl::IsUnavailable(found.status()) || (found.ok() && *found == Content::kEmpty)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("nvme directory ", path, " holds no NVMe tier",
+                     found.ok() ? "" : absl::StrCat(": ", found.status().message())));
+  }
+  if (!found.ok()) return found.status();
+  absl::Status status = directory->Lock();
+  if (status.ok()) status = directory->OpenFile(O_RDONLY, /*direct_io=*/true);
+  struct stat info;
+  if (status.ok() && ::fstat(directory->slots_.get(), &info) != 0) {
+    status = ErrnoStatus(absl::StrCat(directory->slots_path(), ": fstat"), errno);
+  }
+  if (!status.ok()) return status;
+  // Less the page for probes.
+  const auto bytes = static_cast<uint64_t>(info.st_size);
+  directory->slots_bytes_ = bytes < kSlotGranule ? 0 : bytes - kSlotGranule;
   return directory;
 }
 

@@ -19,7 +19,8 @@ constexpr size_t kPayloadBytesAt = 20;
 constexpr size_t kPayloadHashAt = 24;
 constexpr size_t kKeyAt = 32;
 constexpr size_t kParentAt = 64;
-constexpr size_t kRecordHashAt = 96;
+constexpr size_t kWrittenAt = 96;
+constexpr size_t kRecordHashAt = 104;
 
 template <typename T>
 void Store(char* to, const T& value) {
@@ -60,6 +61,7 @@ std::array<char, kNvmeRecordBytes> EncodeNvmeRecord(Slot slot, const NvmeRecord&
   Store(to + kPayloadHashAt, record.payload_hash);
   Store(to + kKeyAt, record.block.key.bytes);
   Store(to + kParentAt, record.block.parent_key.bytes);
+  Store(to + kWrittenAt, record.block.written_at_s);
   Store(to + kRecordHashAt, XXH3_64bits_withSeed(to, kRecordHashAt, slot.number()));
   return value;
 }
@@ -84,6 +86,7 @@ std::optional<NvmeRecord> DecodeNvmeRecord(Slot slot, absl::string_view value) {
   Load(from + kPayloadHashAt, record.payload_hash);
   Load(from + kKeyAt, record.block.key.bytes);
   Load(from + kParentAt, record.block.parent_key.bytes);
+  Load(from + kWrittenAt, record.block.written_at_s);
   return record;
 }
 

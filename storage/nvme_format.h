@@ -1,13 +1,13 @@
 // The record of one block on NVMe, byte by byte.
 //
 // RocksDB key:   slot number, 4 bytes big-endian, so that a scan runs in slot order.
-// RocksDB value: 104 bytes, integers little-endian
+// RocksDB value: 112 bytes, integers little-endian
 //
-//    0  u8   version, 1                32  32 bytes  block key
+//    0  u8   version, 2                32  32 bytes  block key
 //    1  u8   codec, 0: stored as is    64  32 bytes  parent key
-//    2  u16  zero                      96  u64       XXH3-64 of bytes 0..95, seeded with
-//    4  u32  block bytes                             the slot number
-//    8  u64  model id
+//    2  u16  zero                      96  u64       written at: wall clock, Unix seconds
+//    4  u32  block bytes              104  u64       XXH3-64 of bytes 0..103, seeded with
+//    8  u64  model id                                the slot number
 //   16  u32  depth in blocks
 //   20  u32  payload bytes in the slot file
 //   24  u64  XXH3-64 of the payload
@@ -27,12 +27,12 @@
 
 namespace larder {
 
-// Of the directory: the file FORMAT holds this text. A change of the slot file or of the
-// record's key changes it; a change of the value alone changes kNvmeRecordVersion.
-inline constexpr char kNvmeFormatText[] = "larder nvme format 1\n";
-inline constexpr uint8_t kNvmeRecordVersion = 1;
+// Of the directory: the file FORMAT begins with this text. Any change of the slot file or of
+// the records changes it, so that no build takes another's blocks for damaged ones.
+inline constexpr char kNvmeFormatText[] = "larder nvme format 2 little-endian\n";
+inline constexpr uint8_t kNvmeRecordVersion = 2;
 inline constexpr size_t kNvmeRecordKeyBytes = 4;
-inline constexpr size_t kNvmeRecordBytes = 104;
+inline constexpr size_t kNvmeRecordBytes = 112;
 
 // A record as it is stored: what the layers above say, and what the payload looks like.
 struct NvmeRecord {

@@ -11,8 +11,6 @@ NvmeIndex::NvmeIndex(SlotAllocator& slots) : slots_(slots), slabs_(slots.slab_co
   buckets_.resize(1024);
 }
 
-uint32_t NvmeIndex::Tag(const BlockKey& key) { return static_cast<uint32_t>(key.Prefix64()); }
-
 NvmeIndex::Entry& NvmeIndex::At(Slot slot) {
   const SlotAllocator::Place place = slots_.Locate(slot);
   return slabs_[place.slab][place.index];
@@ -70,7 +68,7 @@ void NvmeIndex::GrowBuckets(uint64_t entries) {
 }
 
 Slot NvmeIndex::Find(const BlockKey& key, Slot parent) const {
-  const uint32_t tag = Tag(key);
+  const uint32_t tag = key.Tag();
   for (Slot slot = buckets_[tag & (buckets_.size() - 1)]; slot; slot = At(slot).next) {
     const Entry& entry = At(slot);
     if (entry.tag == tag && entry.parent == parent && entry.durable) return slot;
@@ -89,7 +87,7 @@ NvmeIndex::Entry& NvmeIndex::Create(Slot slot, const BlockKey& key, Slot parent)
   Entry& entry = slab[place.index];
   LARDER_CHECK(!entry.used);
   entry = Entry();
-  entry.tag = Tag(key);
+  entry.tag = key.Tag();
   entry.parent = parent;
   entry.used = 1;
   entry.touch = Now();
@@ -206,8 +204,8 @@ bool NvmeIndex::EvictOne(SlotAllocator::Pool pool) {
 
 // Takes the entry out and gives its slot back; its parent ages no faster than it did.
 void NvmeIndex::Remove(Slot slot) {
-  if (on_drop_) on_drop_(slot);
   Entry& entry = At(slot);
+  if (on_drop_) on_drop_(slot, entry.tag);
   LARDER_CHECK(entry.children == 0);
   Unlink(slot, entry);
   const Slot parent = entry.parent;

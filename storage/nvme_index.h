@@ -71,13 +71,12 @@ class NvmeIndex {
 
   // Is this still the entry of `key`? A slot may have been evicted and taken anew.
   bool Is(Slot slot, uint32_t tag) const;
-  static uint32_t Tag(const BlockKey& key);
 
   uint64_t size() const { return size_; }
   uint64_t evictions() const { return evictions_; }
   uint64_t memory_bytes() const;
-  // Called for each entry that is evicted or dropped, before its slot is given back.
-  void set_on_drop(std::function<void(Slot)> fn) { on_drop_ = std::move(fn); }
+  // Called for each entry that goes, whatever the reason, before its slot is given back.
+  void set_on_drop(std::function<void(Slot, uint32_t tag)> fn) { on_drop_ = std::move(fn); }
   void CheckInvariants() const;
 
  private:
@@ -122,7 +121,7 @@ class NvmeIndex {
   std::vector<std::vector<Entry>> slabs_;  // by slab and index in the slab
   std::vector<Slot> buckets_;              // a power of two
   std::vector<std::vector<Candidate>> heaps_;  // by pool; min touch first, lazily
-  std::function<void(Slot)> on_drop_;
+  std::function<void(Slot, uint32_t)> on_drop_;
   uint64_t size_ = 0;
   uint64_t evictions_ = 0;
   uint32_t now_ = 0;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
 namespace larder {
 namespace {
@@ -48,6 +49,13 @@ rocksdb::Options SmallOptions() {
   return options;
 }
 
+// RocksDB's own log, for those who only look and so write no file.
+class NoLog final : public rocksdb::Logger {
+ public:
+  using Logger::Logv;
+  void Logv(const char*, va_list) override {}
+};
+
 // RocksDB's errors, converted once.
 absl::Status FromRocks(absl::string_view what, const rocksdb::Status& status) {
   if (status.ok()) return absl::OkStatus();
@@ -63,10 +71,12 @@ class RocksRecords final : public NvmeRecords {
  public:
   explicit RocksRecords(std::string path) : path_(std::move(path)) {}
   absl::Status OpenOrRepair();
+  absl::Status OpenReadOnly();
 
   absl::StatusOr<NvmeRecord> Get(Slot slot) const override;
   absl::Status Apply(std::span<const Change> changes, bool sync) override;
   absl::Status Scan(const KeepFn& keep) override;
+  absl::Status Visit(const VisitFn& visit) const override;
   absl::Status Probe() override;
 
  private:
@@ -106,6 +116,16 @@ absl::Status RocksRecords::OpenOrRepair() {
   return FromRocks("opening it", status);
 }
 
+absl::Status RocksRecords::OpenReadOnly() {
+  rocksdb::Options options = options_;
+  options.create_if_missing = false;
+  options.info_log = std::make_shared<NoLog>();
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(options, path_, &db);
+  db_.reset(db);
+  return FromRocks("opening it to read", status);
+}
+
 absl::StatusOr<NvmeRecord> RocksRecords::Get(Slot slot) const {
   const auto key = EncodeNvmeKey(slot);
   rocksdb::PinnableSlice value;
@@ -121,12 +141,15 @@ absl::StatusOr<NvmeRecord> RocksRecords::Get(Slot slot) const {
 }
 
 absl::Status RocksRecords::Apply(std::span<const Change> changes, bool sync) {
+  const auto now_s = static_cast<uint64_t>(absl::ToUnixSeconds(absl::Now()));
   rocksdb::WriteBatch batch;
   for (const Change& change : changes) {
     const auto key = EncodeNvmeKey(change.slot);
     rocksdb::Status status;
     if (change.record) {
-      status = batch.Put(SliceOf(key), SliceOf(EncodeNvmeRecord(change.slot, *change.record)));
+      NvmeRecord record = *change.record;
+      record.block.written_at_s = now_s;
+      status = batch.Put(SliceOf(key), SliceOf(EncodeNvmeRecord(change.slot, record)));
     } else {
       status = batch.Delete(SliceOf(key));
     }
@@ -169,6 +192,19 @@ absl::Status RocksRecords::Scan(const KeepFn& keep) {
   return status.ok() ? ScanFrom(next, keep) : status;
 }
 
+absl::Status RocksRecords::Visit(const VisitFn& visit) const {
+  rocksdb::ReadOptions options;
+  options.fill_cache = false;
+  const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(options));
+  for (it->SeekToFirst(); it->Valid(); it->Next()) {
+    if (it->key() == kProbeKey) continue;  // a crash can leave it behind
+    const auto slot = DecodeNvmeKey({it->key().data(), it->key().size()});
+    visit(slot.value_or(Slot()),
+          slot ? DecodeNvmeRecord(*slot, {it->value().data(), it->value().size()}) : std::nullopt);
+  }
+  return FromRocks("reading all records", it->status());
+}
+
 absl::Status RocksRecords::Probe() {
   // Ends the state in which RocksDB refuses writes after a failed one.
   if (auto status = db_->Resume(); !status.ok()) return FromRocks("resuming", status);
@@ -183,6 +219,12 @@ absl::Status RocksRecords::Probe() {
 absl::StatusOr<std::unique_ptr<NvmeRecords>> NvmeRecords::Open(const std::string& path) {
   auto records = std::make_unique<RocksRecords>(path);
   if (absl::Status status = records->OpenOrRepair(); !status.ok()) return status;
+  return records;
+}
+
+absl::StatusOr<std::unique_ptr<NvmeRecords>> NvmeRecords::OpenReadOnly(const std::string& path) {
+  auto records = std::make_unique<RocksRecords>(path);
+  if (absl::Status status = records->OpenReadOnly(); !status.ok()) return status;
   return records;
 }
 

@@ -26,21 +26,30 @@ class NvmeRecords {
     std::optional<NvmeRecord> record;  // nullopt: delete
   };
   using KeepFn = std::function<bool(Slot, const NvmeRecord&)>;
+  // nullopt: the record is damaged. An empty slot: the key is none of ours.
+  using VisitFn = std::function<void(Slot, const std::optional<NvmeRecord>&)>;
 
   // A damaged index is repaired as far as RocksDB can, and begun anew where it cannot: what
   // it loses are misses. UNAVAILABLE: the file system fails.
   static absl::StatusOr<std::unique_ptr<NvmeRecords>> Open(const std::string& path);
+  // Changes no byte of the index: for looking only; Apply, Scan and Probe fail. DATA_LOSS: it
+  // is damaged, which Open would repair.
+  static absl::StatusOr<std::unique_ptr<NvmeRecords>> OpenReadOnly(const std::string& path);
   virtual ~NvmeRecords() = default;
 
   // NOT_FOUND: none. DATA_LOSS: one that is damaged or of an unknown version.
   virtual absl::StatusOr<NvmeRecord> Get(Slot slot) const = 0;
 
-  // All or nothing, in order. `sync`: durable when it returns OK.
+  // All or nothing, in order, each with the time of now as written_at_s. `sync`: durable when
+  // it returns OK.
   virtual absl::Status Apply(std::span<const Change> changes, bool sync) = 0;
 
   // Every good record in slot order; deletes those that `keep` rejects and those that are
   // not good.
   virtual absl::Status Scan(const KeepFn& keep) = 0;
+
+  // Every record in slot order, deleting nothing.
+  virtual absl::Status Visit(const VisitFn& visit) const = 0;
 
   // OK when records can be written durably (again).
   virtual absl::Status Probe() = 0;

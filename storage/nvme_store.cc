@@ -46,10 +46,11 @@ class NvmeStore::Impl {
   }
 
   uint64_t bytes() const { return options_.bytes; }
+  uint64_t slab_bytes() const { return directory_->slab_bytes(); }
   absl::Status Scan(const KeepFn& keep);
   void Write(Slot slot, std::span<const std::byte> block, const BlockRecord& record, DoneFn done);
   void Read(Slot slot, std::span<std::byte> block, const BlockRecord& expected, DoneFn done);
-  void Erase(Slot slot, const BlockKey& key) { committer_.Erase(slot, key); }
+  void Erase(Slot slot, uint32_t key_tag) { committer_.Erase(slot, key_tag); }
   Health health() const { return committer_.health(); }
   Stats stats() const;
 
@@ -194,7 +195,8 @@ NvmeStore::NvmeStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 NvmeStore::~NvmeStore() = default;
 
 absl::StatusOr<std::unique_ptr<NvmeStore>> NvmeStore::Open(Options options) {
-  auto directory = NvmeDirectory::Open(options.directory, options.bytes, options.direct_io);
+  auto directory = NvmeDirectory::Open(
+      {options.directory, options.bytes, options.slab_bytes, options.direct_io});
   if (!directory.ok()) return directory.status();
   auto records = NvmeRecords::Open((*directory)->index_path());
   if (!records.ok()) return records.status();
@@ -207,6 +209,7 @@ absl::StatusOr<std::unique_ptr<NvmeStore>> NvmeStore::Open(Options options) {
 }
 
 uint64_t NvmeStore::bytes() const { return impl_->bytes(); }
+uint64_t NvmeStore::slab_bytes() const { return impl_->slab_bytes(); }
 absl::Status NvmeStore::Scan(const KeepFn& keep) { return impl_->Scan(keep); }
 void NvmeStore::Write(Slot slot, std::span<const std::byte> block, const BlockRecord& record,
                       DoneFn done) {
@@ -216,7 +219,7 @@ void NvmeStore::Read(Slot slot, std::span<std::byte> block, const BlockRecord& e
                      DoneFn done) {
   impl_->Read(slot, block, expected, std::move(done));
 }
-void NvmeStore::Erase(Slot slot, const BlockKey& key) { impl_->Erase(slot, key); }
+void NvmeStore::Erase(Slot slot, uint32_t key_tag) { impl_->Erase(slot, key_tag); }
 NvmeStore::Health NvmeStore::health() const { return impl_->health(); }
 NvmeStore::Stats NvmeStore::stats() const { return impl_->stats(); }
 

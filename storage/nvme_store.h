@@ -11,7 +11,8 @@
 //   1. done(OK) of a Write comes only after its payload and then its record are durable.
 //   2. Read delivers the bytes of the block that was asked for, or an error. A record that
 //      does not fit is deleted.
-//   3. A record has one slot and a slot one record; Erase only removes the record of its key.
+//   3. A record has one slot and a slot one record; Erase removes only a record whose key has
+//      the tag.
 //   4. done is called exactly once, never from inside Read or Write, and without a lock held.
 //   5. A device that fails writes, or does none for stall_limit, stops them (UNAVAILABLE at
 //      once) until it has written again; reads go on.
@@ -38,6 +39,7 @@ class NvmeStore {
   struct Options {
     std::string directory;  // created when missing (its parent must exist)
     uint64_t bytes = 0;     // of the slot file; a positive multiple of 4096
+    uint64_t slab_bytes = 0;  // of a new directory's layout; what is there keeps its own
     int io_threads = 4;
     uint64_t sync_bytes = 16 << 20;                     // a group is closed by its bytes
     absl::Duration sync_delay = absl::Milliseconds(3);  // or by the age of its first block
@@ -78,6 +80,8 @@ class NvmeStore {
   NvmeStore& operator=(const NvmeStore&) = delete;
 
   uint64_t bytes() const;
+  // The layout to place slots by. Blocks laid out otherwise would be lost.
+  uint64_t slab_bytes() const;
 
   // At start, before any Read or Write: every readable record whose slot lies within the
   // file, in slot order. Those that `keep` rejects, and all others, are deleted.
@@ -92,7 +96,7 @@ class NvmeStore {
   void Read(Slot slot, std::span<std::byte> block, const BlockRecord& expected, DoneFn done);
 
   // Asynchronous; ordered before every Write to that slot that is called later.
-  void Erase(Slot slot, const BlockKey& key);
+  void Erase(Slot slot, uint32_t key_tag);
 
   Health health() const;
   Stats stats() const;

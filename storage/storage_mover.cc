@@ -45,8 +45,8 @@ class StorageMover::Impl {
 
   absl::Status Submit(const MoveJob& job);
   void Raise(MoveId id);
-  void Erase(Slot slot, const BlockKey& key) {
-    if (options_.nvme != nullptr) options_.nvme->Erase(slot, key);
+  void Erase(Slot slot, uint32_t key_tag) {
+    if (options_.nvme != nullptr) options_.nvme->Erase(slot, key_tag);
   }
   bool Drain(absl::Time deadline);
 
@@ -268,7 +268,7 @@ StorageMover::StorageMover(Options options, DoneFn done)
 StorageMover::~StorageMover() = default;
 absl::Status StorageMover::Submit(const MoveJob& job) { return impl_->Submit(job); }
 void StorageMover::Raise(MoveId id) { impl_->Raise(id); }
-void StorageMover::Erase(Slot nvme_slot, const BlockKey& key) { impl_->Erase(nvme_slot, key); }
+void StorageMover::Erase(Slot nvme_slot, uint32_t key_tag) { impl_->Erase(nvme_slot, key_tag); }
 bool StorageMover::Drain(absl::Time deadline) { return impl_->Drain(deadline); }
 
 }  // namespace larder

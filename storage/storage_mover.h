@@ -52,7 +52,7 @@ class StorageMover final : public Mover {
   // ALREADY_EXISTS: a job of that id is queued.
   absl::Status Submit(const MoveJob& job) override;
   void Raise(MoveId id) override;
-  void Erase(Slot nvme_slot, const BlockKey& key) override;
+  void Erase(Slot nvme_slot, uint32_t key_tag) override;
 
   // Waits until nothing is queued or under way and every DoneFn has returned. False: the
   // deadline passed first.

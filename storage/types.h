@@ -71,6 +71,8 @@ struct BlockKey {
     std::memcpy(&v, bytes.data(), sizeof(v));
     return v;
   }
+  // 32 of its bits: enough to tell apart the blocks that a slot holds one after the other.
+  uint32_t Tag() const { return static_cast<uint32_t>(Prefix64()); }
   template <typename H>
   friend H AbslHashValue(H h, const BlockKey& k) {
     return H::combine(std::move(h), k.Prefix64());

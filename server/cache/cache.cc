@@ -30,14 +30,14 @@ Cache::Section::~Section() {
   State& s = *cache_.s_;
   std::vector<MoveJob> jobs = std::move(s.jobs);
   std::vector<MoveId> raises = std::move(s.raises);
-  std::vector<std::pair<Slot, BlockKey>> erases = std::move(s.erases);
+  std::vector<std::pair<Slot, uint32_t>> erases = std::move(s.erases);
   std::vector<std::function<void()>> calls = std::move(s.calls);
   s.jobs.clear();
   s.raises.clear();
   s.erases.clear();
   s.calls.clear();
   cache_.mu_.Unlock();
-  for (const auto& [slot, key] : erases) cache_.mover_.Erase(slot, key);
+  for (const auto& [slot, tag] : erases) cache_.mover_.Erase(slot, tag);
   for (const MoveJob& job : jobs) {
     absl::Status status = cache_.mover_.Submit(job);
     if (!status.ok()) cache_.OnMoveDone(job.id, std::move(status));
@@ -62,6 +62,11 @@ Cache::Cache(const Options& options, const Clock& clock, Mover& mover,
                                          {Tier::kHost, Tier::kNvme},
                                          {Tier::kNvme, Tier::kHost}};
   absl::MutexLock lock(&mu_);
+  // A slot that is given back has no record, so that what was dropped stays dropped over a
+  // restart.
+  s_->nvme.set_on_drop([state = s_.get()](Slot slot, uint32_t tag) {
+    state->erases.emplace_back(slot, tag);
+  });
   for (int i = 0; i < 4; ++i) {
     Hop& hop = s_->hops[i];
     std::tie(hop.from, hop.to) = pairs[i];
@@ -254,13 +259,21 @@ uint64_t Cache::RecoverDone() {
     if (!whole_path || slots.contains(block.record.key) || pool->second.block_bytes != block.bytes ||
         !s_->tiers[2].slots.Adopt(pool->second.pool, block.slot)) {
       orphans += 1;
-      s_->erases.emplace_back(block.slot, block.record.key);
+      s_->erases.emplace_back(block.slot, block.record.key.Tag());
       continue;
     }
     s_->nvme.Recover(block.slot, block.record.key,
                      block.record.depth == 0 ? Slot() : parent->second);
     slots[block.record.key] = block.slot;
   }
+  // What was written last was wanted last, as far as anything durable says.
+  std::erase_if(found, [&](const auto& b) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return !s_->nvme.Is(b.slot, b.record.key.Tag());
+  });
+  std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
+    return a.record.written_at_s < b.record.written_at_s;
+  });
+  for (const State::Recovered& block : found) s_->nvme.Touch(block.slot);
   s_->counters.orphans_collected += orphans;
   return orphans;
 }

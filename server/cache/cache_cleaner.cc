@@ -204,7 +204,7 @@ Cache::Progress Cache::WriteBlock(ModelState& model, TreeNode* node, uint32_t in
     // It was written before, and forgotten here.
     if (block.In(Tier::kNvme)) model.tree.Detach(node, index, Tier::kNvme);  // a stale one
     model.tree.Attach(node, index, Tier::kNvme, known);
-    block.nvme_tag = NvmeIndex::Tag(key);
+    block.nvme_tag = key.Tag();
     s_->nvme.Touch(known);
     s_->nvme.SetInMemory(known, true);
   } else {
@@ -212,6 +212,8 @@ Cache::Progress Cache::WriteBlock(ModelState& model, TreeNode* node, uint32_t in
     if (slots.free(model.pool[2]) == 0) ReclaimSlab(model, Tier::kNvme);
     const Slot slot = s_->nvme.Claim(model.pool[2], key, parent);
     if (!slot) return Progress::kBlocked;
+    // Evicted for this very block: its record is about to be overwritten, which costs less.
+    std::erase_if(s_->erases, [slot](const auto& erase) { return erase.first == slot; });
     StartMove(model, node, index, {Tier::kHost, block.In(Tier::kHost)}, {Tier::kNvme, slot},
               move_class);
   }

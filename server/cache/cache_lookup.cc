@@ -199,7 +199,7 @@ void Cache::AddCold(Probe& probe, std::span<const uint32_t> tokens, const ColdKe
     for (uint32_t i = part.begin; i < part.end; ++i) {
       const uint32_t position = part.node->begin + i;
       tree.Attach(part.node, i, Tier::kNvme, probe.cold[position - from]);
-      part.node->blocks[i].nvme_tag = NvmeIndex::Tag(keys.keys[position - keys.begin]);
+      part.node->blocks[i].nvme_tag = keys.keys[position - keys.begin].Tag();
       if (part.node->written == i) part.node->written = i + 1;
     }
   }

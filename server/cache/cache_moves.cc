@@ -183,7 +183,7 @@ void Cache::Commit(Move& move) {
     if (tier == Tier::kNvme) {
       if (block.In(Tier::kNvme)) model.tree.Detach(at.node, index, Tier::kNvme);  // a stale one
       s_->nvme.Commit(move.to.slot);
-      block.nvme_tag = NvmeIndex::Tag(move.record.key);
+      block.nvme_tag = move.record.key.Tag();
       block.in_transit = false;
     }
     model.tree.Attach(at.node, index, tier, move.to.slot);
@@ -191,7 +191,6 @@ void Cache::Commit(Move& move) {
     if (tier == Tier::kHost) NoteInHost(model, at.node, index);
   } else if (tier == Tier::kNvme) {
     s_->nvme.Abort(move.to.slot);
-    s_->erases.emplace_back(move.to.slot, move.record.key);
   } else {
     s_->tiers[larder::Index(tier)].slots.Give(move.to.slot);
   }
@@ -244,7 +243,6 @@ void Cache::Fail(Move& move, const absl::Status& status) {
   }
   if (tier == Tier::kNvme) {
     s_->nvme.Abort(move.to.slot);
-    if (absl::IsAborted(status)) s_->erases.emplace_back(move.to.slot, move.record.key);
     at.node->written = std::min(at.node->written, index);
     model.tree.Enlist(HiRadixTree::kDirtyList, at.node);
   } else {

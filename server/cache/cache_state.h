@@ -201,7 +201,7 @@ struct Cache::State {
   // Decided under the lock, done after it.
   std::vector<MoveJob> jobs;
   std::vector<MoveId> raises;
-  std::vector<std::pair<Slot, BlockKey>> erases;
+  std::vector<std::pair<Slot, uint32_t>> erases;  // NVMe slots and the tags of their keys
   std::vector<std::function<void()>> calls;
 };
 

@@ -47,7 +47,7 @@ inline constexpr int kBlockSetCount = 2;
 struct TreeBlock {
   std::array<Slot, kTierCount> slot;          // empty: no copy there
   std::array<uint32_t, kTierCount> pins = {}; // leases and moves that need this copy
-  uint32_t nvme_tag = 0;                      // NvmeIndex::Tag of its key, with slot[NVME]
+  uint32_t nvme_tag = 0;                      // the tag of its key, with slot[NVME]
   bool in_transit = false;  // copied to HOST to leave GPU, or to be written to NVME
   uint64_t rank = 0;                          // EvictionPolicy's
 

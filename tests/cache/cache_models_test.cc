@@ -190,7 +190,7 @@ class ThreadedMover final : public Mover {
     return absl::OkStatus();
   }
   void Raise(MoveId) override {}
-  void Erase(Slot, const BlockKey&) override {}
+  void Erase(Slot, uint32_t) override {}
   // Completes what is queued, then nothing more.
   void Stop() {
     {

@@ -67,7 +67,7 @@ class Pair {
       : slots(slots_count * kSlotGranule, slab * kSlotGranule), index(slots) {
     slots.AddPool(1);
     slots.AddPool(1);
-    index.set_on_drop([this](Slot slot) { dropped.push_back(slot); });
+    index.set_on_drop([this](Slot slot, uint32_t) { dropped.push_back(slot); });
   }
 
   uint32_t Children(Slot slot) const {
@@ -245,8 +245,8 @@ class Pair {
     ASSERT_EQ(index.size(), records.size());
     for (const auto& [slot, record] : records) {
       ASSERT_TRUE(slots.IsTaken(slot));
-      ASSERT_EQ(index.Is(slot, NvmeIndex::Tag(record.key)), record.durable);
-      ASSERT_FALSE(index.Is(slot, NvmeIndex::Tag(record.key) + 1));
+      ASSERT_EQ(index.Is(slot, record.key.Tag()), record.durable);
+      ASSERT_FALSE(index.Is(slot, record.key.Tag() + 1));
       ASSERT_EQ(index.Find(record.key, record.parent), record.durable ? slot : Slot());
       ASSERT_FALSE(index.Find(record.key, Slot(9999)));
     }
@@ -320,7 +320,7 @@ TEST(NvmeIndex, ATouchOfALeafCountsForItsAncestors) {
   EXPECT_FALSE(s.slots.IsTaken(child));
   EXPECT_TRUE(s.index.EvictOne(s.pool));
   EXPECT_FALSE(s.slots.IsTaken(parent)) << "touched before `younger` was written";
-  EXPECT_TRUE(s.index.Is(younger, NvmeIndex::Tag(Key(4))));
+  EXPECT_TRUE(s.index.Is(younger, Key(4).Tag()));
 }
 
 TEST(NvmeIndex, HeldEntriesAndThoseInMemoryAreNeverEvicted) {

@@ -22,9 +22,9 @@ absl::Status SteppedMover::Submit(const MoveJob& job) {
   return absl::OkStatus();
 }
 
-void SteppedMover::Erase(Slot slot, const BlockKey& key) {
+void SteppedMover::Erase(Slot slot, uint32_t key_tag) {
   const auto found = nvme.find(slot);
-  if (found != nvme.end() && found->second.record.key == key) nvme.erase(found);
+  if (found != nvme.end() && found->second.record.key.Tag() == key_tag) nvme.erase(found);
 }
 
 bool SteppedMover::Step() {

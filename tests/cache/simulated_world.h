@@ -53,7 +53,7 @@ class SteppedMover final : public Mover {
 
   absl::Status Submit(const MoveJob& job) override;
   void Raise(MoveId) override { raises += 1; }
-  void Erase(Slot slot, const BlockKey& key) override;
+  void Erase(Slot slot, uint32_t key_tag) override;
 
   bool idle() const { return jobs_.empty(); }
   size_t queued() const { return jobs_.size(); }

@@ -22,7 +22,7 @@ absl::Status TestMover::Submit(const MoveJob& job) {
   return absl::OkStatus();
 }
 
-void TestMover::Erase(Slot nvme_slot, const BlockKey&) {
+void TestMover::Erase(Slot nvme_slot, uint32_t) {
   absl::MutexLock lock(&mu_);
   nvme_.erase(nvme_slot.number());
 }

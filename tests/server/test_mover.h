@@ -25,7 +25,7 @@ class TestMover final : public Mover {
 
   absl::Status Submit(const MoveJob& job) override;
   void Raise(MoveId) override { ++raises_; }
-  void Erase(Slot nvme_slot, const BlockKey&) override;
+  void Erase(Slot nvme_slot, uint32_t) override;
 
   // While paused, jobs are taken and not done.
   void Pause(bool paused);

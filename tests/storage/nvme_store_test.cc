@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "storage/nvme_format.h"
 #include "tests/storage/nvme_testing.h"
 
 namespace larder {
@@ -142,15 +143,15 @@ TEST(NvmeStore, EraseIsOfOneKeyAndInOrder) {
   TempDir folder;
   auto store = OpenStore(StoreOptions(folder.path()));
   ASSERT_TRUE(WriteBlock(*store, Slot(9), 4096, 1).ok());
-  store->Erase(Slot(9), RecordOf(2).key);  // not that block: nothing
+  store->Erase(Slot(9), RecordOf(2).key.Tag());  // not that block: nothing
   ASSERT_TRUE(WriteBlock(*store, Slot(10), 4096, 3).ok());
   EXPECT_TRUE(ReadBlock(*store, Slot(9), 4096, 1).ok());
-  store->Erase(Slot(9), RecordOf(1).key);  // before the next write
-  store->Erase(Slot(9), RecordOf(2).key);
+  store->Erase(Slot(9), RecordOf(1).key.Tag());  // before the next write
+  store->Erase(Slot(9), RecordOf(2).key.Tag());
   ASSERT_TRUE(WriteBlock(*store, Slot(9), 4096, 2).ok());
   EXPECT_TRUE(ReadBlock(*store, Slot(9), 4096, 2).ok());
-  store->Erase(Slot(9), RecordOf(1).key);  // late, of a block long gone
-  store->Erase(Slot(10), RecordOf(3).key);
+  store->Erase(Slot(9), RecordOf(1).key.Tag());  // late, of a block long gone
+  store->Erase(Slot(10), RecordOf(3).key.Tag());
   store.reset();
   store = OpenStore(StoreOptions(folder.path()));
   EXPECT_EQ(ScanAll(*store), (std::map<uint32_t, uint32_t>{{9, 4096}}));
@@ -213,7 +214,7 @@ TEST(NvmeStore, UnknownFormatIsRefusedAndUntouched) {
   ASSERT_TRUE(absl::IsFailedPrecondition(store.status())) << store.status();
   EXPECT_TRUE(absl::StrContains(store.status().message(), "999"));
   EXPECT_TRUE(absl::StrContains(store.status().message(), "empty the directory"));
-  std::ofstream(folder.path() + "/FORMAT") << "larder nvme format 1\n";
+  std::ofstream(folder.path() + "/FORMAT") << kNvmeFormatText;
   EXPECT_TRUE(ReadBlock(*OpenStore(StoreOptions(folder.path())), Slot(1), 4096, 1).ok());
 }
 
@@ -265,11 +266,11 @@ TEST_P(NvmeModel, AgreesWithAMap) {
         break;
       }
       case 3:
-        store->Erase(slot, RecordOf(it == model.end() ? 0 : it->second.seed).key);
+        store->Erase(slot, RecordOf(it == model.end() ? 0 : it->second.seed).key.Tag());
         model.erase(slot.number());
         break;
       case 4:
-        store->Erase(slot, RecordOf(next_seed).key);
+        store->Erase(slot, RecordOf(next_seed).key.Tag());
         break;
       case 5:
         if (random() % 4 != 0) break;

@@ -111,7 +111,7 @@ TEST_F(StorageMoverTest, CarriesABlockThroughAllTiersAndBack) {
   EXPECT_TRUE(absl::IsDataLoss(done_.Wait(5)));
   ASSERT_TRUE(mover_->Submit(Job(6, Tier::kHost, 5, Tier::kNvme, 9)).ok());
   ASSERT_TRUE(done_.Wait(6).ok());
-  mover_->Erase(Slot(9), RecordOf(7).key);
+  mover_->Erase(Slot(9), RecordOf(7).key.Tag());
   ASSERT_TRUE(mover_->Submit(Job(7, Tier::kHost, 5, Tier::kNvme, 40)).ok());
   ASSERT_TRUE(done_.Wait(7).ok());
   ASSERT_TRUE(mover_->Submit(Job(8, Tier::kNvme, 9, Tier::kHost, 20)).ok());
@@ -135,7 +135,7 @@ TEST_F(StorageMoverTest, RefusesWhatMakesNoSense) {
   Start();
   EXPECT_EQ(code(Job(1, Tier::kHost, 1, Tier::kGpu, 1)), StatusCode::kInvalidArgument);
   EXPECT_EQ(code(Job(1, Tier::kHost, 1, Tier::kNvme, 1)), StatusCode::kInvalidArgument);
-  mover_->Erase(Slot(1), RecordOf(1).key);
+  mover_->Erase(Slot(1), RecordOf(1).key.Tag());
   mover_.reset();
   EXPECT_TRUE(done_.order().empty());
 }
