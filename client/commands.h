@@ -45,6 +45,7 @@ void RegisterPut(CLI::App& app, Invocation& invocation);       // put
 void RegisterGet(CLI::App& app, Invocation& invocation);       // get
 void RegisterPrefetch(CLI::App& app, Invocation& invocation);  // prefetch, evict
 void RegisterReplay(CLI::App& app, Invocation& invocation);    // replay
+void RegisterNvme(CLI::App& app, Invocation& invocation);      // nvme, without a daemon
 void RegisterSimulate(CLI::App& app, Invocation& invocation);  // simulate, without a daemon
 void RegisterSize(CLI::App& app, Invocation& invocation);      // size, without a daemon
 

@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   larder::cli::RegisterGet(app, invocation);
   larder::cli::RegisterPrefetch(app, invocation);
   larder::cli::RegisterReplay(app, invocation);
+  larder::cli::RegisterNvme(app, invocation);
   larder::cli::RegisterSimulate(app, invocation);
   larder::cli::RegisterSize(app, invocation);
   try {
