@@ -198,7 +198,8 @@ absl::StatusOr<std::unique_ptr<NvmeStore>> NvmeStore::Open(Options options) {
   auto directory = NvmeDirectory::Open(
       {options.directory, options.bytes, options.slab_bytes, options.direct_io});
   if (!directory.ok()) return directory.status();
-  auto records = NvmeRecords::Open((*directory)->index_path());
+  absl::StatusOr<std::unique_ptr<NvmeRecords>> records =
+      options.open_records ? options.open_records() : NvmeRecords::Open((*directory)->index_path());
   if (!records.ok()) return records.status();
   std::unique_ptr<IoBackend> io =
       MakeThreadPoolIo((*directory)->TakeSlots(), (*directory)->direct(), options.io_threads,

@@ -34,6 +34,8 @@
 
 namespace larder {
 
+class NvmeRecords;
+
 class NvmeStore {
  public:
   struct Options {
@@ -49,6 +51,8 @@ class NvmeStore {
     std::function<void(bool writable)> on_writable;     // each change; must not block
     // Wraps the real I/O, so that tests can make it fail.
     std::function<std::unique_ptr<IoBackend>(std::unique_ptr<IoBackend>)> wrap_io;
+    // Where records are kept; null: in RocksDB. Tests keep them where a power cut costs little.
+    std::function<std::unique_ptr<NvmeRecords>()> open_records;
   };
 
   struct Health {

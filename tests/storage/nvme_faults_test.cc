@@ -125,7 +125,8 @@ TEST_P(NvmeDegrades, WritesStopReadsGoOnAndItRecovers) {
 }
 INSTANTIATE_TEST_SUITE_P(Errors, NvmeDegrades,
                          ::testing::Values(std::pair(ENOSPC, false), std::pair(EIO, false),
-                                           std::pair(ENOSPC, true), std::pair(EIO, true)));
+                                           std::pair(ENOSPC, true), std::pair(EIO, true),
+                                           std::pair(EROFS, false), std::pair(EDQUOT, true)));
 
 TEST_F(NvmeFaults, StalledWritesStopFurtherOnesAndReadsGoOn) {
   stall_limit_ = absl::Milliseconds(20);
@@ -149,6 +150,23 @@ TEST_F(NvmeFaults, StalledWritesStopFurtherOnesAndReadsGoOn) {
   }
   health_.WaitForChanges(2);
   EXPECT_TRUE(WriteBlock(*store_, Slot(17), 8192, 3).ok());
+}
+
+// What waits for the hanging read is ended by its own deadline, in server/rpc.
+TEST_F(NvmeFaults, AHangingReadHoldsUpNothingElse) {
+  Open();
+  ASSERT_TRUE(WriteBlock(*store_, Slot(1), 8192, 1).ok());
+  ASSERT_TRUE(WriteBlock(*store_, Slot(9), 8192, 2).ok());
+  faults_.read_gate.Close();
+  BlockMemory block(8192);
+  Waiter stuck;
+  store_->Read(Slot(1), block.span(), RecordOf(1), stuck.done());
+  EXPECT_TRUE(WriteBlock(*store_, Slot(17), 8192, 3).ok());
+  EXPECT_FALSE(store_->health().degraded);
+  EXPECT_FALSE(stuck.finished());
+  faults_.read_gate.Open();
+  EXPECT_TRUE(stuck.Wait().ok());
+  EXPECT_TRUE(IsFilled(block.span(), 1));
 }
 
 TEST_F(NvmeFaults, ClosesWhileDegraded) {

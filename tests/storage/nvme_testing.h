@@ -2,6 +2,8 @@
 // and an I/O back end that wraps the real one and fails on demand.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -22,10 +24,16 @@
 
 namespace larder::testing {
 
+// Where fsync costs nothing, for tests in which no power is lost but a process's.
+inline std::filesystem::path MemoryFolder() {
+  return ::access("/dev/shm", W_OK) == 0 ? std::filesystem::path("/dev/shm")
+                                        : std::filesystem::temp_directory_path();
+}
+
 class TempDir {
  public:
-  TempDir() {
-    std::string pattern = std::filesystem::temp_directory_path() / "larder-XXXXXX";
+  explicit TempDir(std::filesystem::path parent = std::filesystem::temp_directory_path()) {
+    std::string pattern = parent / "larder-XXXXXX";
     LARDER_CHECK(::mkdtemp(pattern.data()) != nullptr, "mkdtemp");
     path_ = pattern;
   }
@@ -158,6 +166,7 @@ struct Faults {
   std::atomic<int> sync_errno{0};
   std::atomic<bool> lose_writes{false};  // says OK and writes half of it: a torn write
   std::atomic<int> syncs{0};
+  Gate read_gate;
   Gate sync_gate;
   Gate write_gate;
 };
@@ -169,6 +178,7 @@ class FaultyIo final : public IoBackend {
 
   void Read(uint64_t offset, std::span<std::byte> to, DoneFn done) override {
     real_->Read(offset, to, [this, done = std::move(done)](absl::Status status) {
+      faults_->read_gate.Pass();
       const int error = faults_->read_errno;
       done(error != 0 ? ErrnoStatus("faulty read", error) : status);
     });
