@@ -112,7 +112,10 @@ absl::Status RocksRecords::Repair(absl::string_view why) {
 
 absl::Status RocksRecords::OpenOrRepair() {
   const rocksdb::Status status = TryOpen();
-  if (status.IsCorruption()) return Repair(status.ToString());
+  // The latter ones where a damaged name or number passes for a good one.
+  const bool damaged = status.IsCorruption() || status.IsPathNotFound() ||
+                       status.IsInvalidArgument() || status.IsNotSupported();
+  if (damaged) return Repair(status.ToString());
   return FromRocks("opening it", status);
 }
 

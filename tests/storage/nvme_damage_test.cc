@@ -5,6 +5,7 @@
 #include <bit>
 #include <filesystem>
 #include <fstream>
+#include <random>
 
 #include "gtest/gtest.h"
 #include "storage/nvme_format.h"
@@ -167,6 +168,56 @@ TEST(NvmeDamage, DamagedIndexFilesCostBlocksNotTheTier) {
       EXPECT_TRUE(ReadBlock(*store, Slot(200), 4096, 1000).ok());
     }
   }
+}
+
+// Any bits of any file: a counted miss, or a refusal that names FORMAT; never a wrong byte.
+TEST(NvmeDamage, FlippedBitsAnywhereAreMissesOrAClearRefusal) {
+  constexpr uint32_t kBlocks = 40;
+  std::random_device entropy;
+  const uint32_t seed = entropy();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  TempDir whole(MemoryFolder());
+  WriteMany(whole.path(), 0, kBlocks / 2);
+  WriteMany(whole.path(), kBlocks / 2, kBlocks);
+  std::vector<std::string> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(whole.path())) {
+    if (!entry.is_regular_file() || entry.file_size() == 0) continue;
+    files.push_back(std::filesystem::relative(entry.path(), whole.path()));
+  }
+  int misses = 0;
+  for (int round = 0; round < 60; ++round) {
+    TempDir folder(MemoryFolder());
+    std::filesystem::copy(whole.path(), folder.path(),
+                          std::filesystem::copy_options::recursive);
+    const std::string file = files[random() % files.size()];
+    SCOPED_TRACE("in " + file);
+    const std::string path = folder.path() + "/" + file;
+    // Blocks begin the slot file, the rest of it is empty.
+    const uint64_t end = file == "slots" ? kBlocks * 4096 : std::filesystem::file_size(path);
+    for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips) {
+      FlipBit(path, random() % end, static_cast<int>(random() % 8));
+    }
+    auto opened = NvmeStore::Open(StoreOptions(folder.path(), 4 << 20));
+    if (!opened.ok()) {
+      EXPECT_EQ(file, "FORMAT");
+      EXPECT_TRUE(absl::IsFailedPrecondition(opened.status())) << opened.status();
+      continue;
+    }
+    NvmeStore& store = **opened;
+    CountRecords(store);
+    uint64_t lost = 0;
+    for (uint32_t i = 0; i < kBlocks; ++i) {
+      const absl::Status status = ReadBlock(store, Slot(1 + i), 4096, i);
+      EXPECT_TRUE(status.ok() || absl::IsDataLoss(status)) << status;
+      lost += !status.ok();
+    }
+    EXPECT_EQ(store.stats().corrupt, lost);
+    misses += lost > 0;
+    EXPECT_TRUE(WriteBlock(store, Slot(200), 4096, 1000).ok());
+    EXPECT_TRUE(ReadBlock(store, Slot(200), 4096, 1000).ok());
+  }
+  EXPECT_GT(misses, 0);
 }
 
 }  // namespace
