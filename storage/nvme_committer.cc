@@ -34,11 +34,12 @@ NvmeCommitter::~NvmeCommitter() {
   thread_.join();
 }
 
-void NvmeCommitter::WriteStarts() {
+NvmeCommitter::SyncEpoch NvmeCommitter::WriteStarts() {
   absl::MutexLock lock(&mu_);
   if (writes_out_++ == 0) progress_at_ = MonotonicNow();
   // The thread sleeps without an end while there is nothing to watch.
   if (writes_out_ == 1) changed_.Signal();
+  return syncs_failed_;
 }
 
 void NvmeCommitter::WritesEndLocked(uint64_t count) {
@@ -46,10 +47,10 @@ void NvmeCommitter::WritesEndLocked(uint64_t count) {
   progress_at_ = MonotonicNow();
 }
 
-void NvmeCommitter::Put(Slot slot, const NvmeRecord& record, DoneFn done) {
+void NvmeCommitter::Put(Slot slot, const NvmeRecord& record, SyncEpoch epoch, DoneFn done) {
   absl::MutexLock lock(&mu_);
   progress_at_ = MonotonicNow();
-  QueueLocked({Kind::kPut, slot, record, 0, absl::OkStatus(), std::move(done)});
+  QueueLocked({Kind::kPut, slot, record, epoch, absl::OkStatus(), std::move(done)});
 }
 
 void NvmeCommitter::Erase(Slot slot, uint32_t key_tag) {
@@ -157,22 +158,30 @@ bool NvmeCommitter::NextGroup(Group& group) {
   return true;
 }
 
+absl::Status NvmeCommitter::Sync() {
+  absl::Status status = io_.Sync();
+  if (!status.ok()) ++syncs_failed_;
+  return status;
+}
+
+bool NvmeCommitter::MayPut(const Pending& pending) const { return pending.tag == syncs_failed_; }
+
 // What the group does to the index. An erase looks at what the group has done so far, then
 // at the index.
 std::vector<NvmeRecords::Change> NvmeCommitter::ChangesOf(const Group& group, bool with_puts) {
   std::vector<NvmeRecords::Change> changes;
   absl::flat_hash_map<Slot, std::optional<uint32_t>> now;  // the tag of its record's key
-  const auto is_still = [&](Slot slot, uint32_t tag) {
+  const auto is_still = [&](Slot slot, uint64_t tag) {
     if (const auto it = now.find(slot); it != now.end()) return it->second == tag;
     const auto record = records_.Get(slot);
     return record.ok() && record->block.key.Tag() == tag;
   };
   for (const Pending& pending : group) {
-    if (pending.kind == Kind::kPut && with_puts) {
+    if (pending.kind == Kind::kPut && with_puts && MayPut(pending)) {
       changes.push_back({pending.slot, pending.record});
       now[pending.slot] = pending.record.block.key.Tag();
     } else if (pending.kind == Kind::kForget ||
-               (pending.kind == Kind::kErase && is_still(pending.slot, pending.key_tag))) {
+               (pending.kind == Kind::kErase && is_still(pending.slot, pending.tag))) {
       changes.push_back({pending.slot, std::nullopt});
       now[pending.slot] = std::nullopt;
     }
@@ -183,7 +192,7 @@ std::vector<NvmeRecords::Change> NvmeCommitter::ChangesOf(const Group& group, bo
 void NvmeCommitter::Commit(Group& group) {
   const auto puts = static_cast<uint64_t>(std::count_if(
       group.begin(), group.end(), [](const Pending& p) { return p.kind == Kind::kPut; }));
-  absl::Status status = puts > 0 ? io_.Sync() : absl::OkStatus();
+  absl::Status status = puts > 0 ? Sync() : absl::OkStatus();
   // A payload that may not be durable gets no record; deletes want none.
   const auto changes = ChangesOf(group, /*with_puts=*/status.ok());
   if (!changes.empty()) {
@@ -198,11 +207,18 @@ void NvmeCommitter::Commit(Group& group) {
     }
     if (!status.ok()) Degrade(status);
   }
+  // Before any probe of the group can fail a sync.
+  for (Pending& pending : group) {
+    if (pending.kind != Kind::kPut) continue;
+    pending.status = status.ok() && !MayPut(pending)
+                         ? absl::UnavailableError("nvme: a sync failed beside this write")
+                         : status;
+  }
   for (Pending& pending : group) {
     if (pending.kind == Kind::kProbe) {
       FinishProbe(pending.status);
     } else if (pending.done) {
-      pending.done(pending.kind == Kind::kPut ? status : pending.status);
+      pending.done(pending.status);
     }
   }
 }
@@ -220,7 +236,7 @@ void NvmeCommitter::StartProbe() {
 }
 
 void NvmeCommitter::FinishProbe(absl::Status status) {
-  if (status.ok()) status = io_.Sync();
+  if (status.ok()) status = Sync();
   if (status.ok()) status = records_.Probe();
   absl::MutexLock lock(&mu_);
   probing_ = false;

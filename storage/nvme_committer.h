@@ -12,11 +12,13 @@
 // Thread safety: thread-safe. done and on_writable run on the committer's thread.
 //
 // Invariants:
-//   1. A put's done(OK) comes after both syncs that cover it.
+//   1. A put's done(OK) comes after both syncs that cover it. No sync has failed since its
+//      payload's write began: one that fails may have dropped what the next calls durable.
 //   2. on_writable is told every change, in order.
 //   3. Everything queued is completed before the destructor returns.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -53,10 +55,13 @@ class NvmeCommitter {
   // Nobody calls the others any more.
   ~NvmeCommitter();
 
+  // How many syncs had failed at some time.
+  using SyncEpoch = uint64_t;
+
   // Each payload write is told of when it starts, and ends with Put or FailDevice.
-  void WriteStarts();
-  // The payload of this record has been written.
-  void Put(Slot slot, const NvmeRecord& record, DoneFn done);
+  SyncEpoch WriteStarts();
+  // The payload of this record has been written; `epoch` is what WriteStarts said.
+  void Put(Slot slot, const NvmeRecord& record, SyncEpoch epoch, DoneFn done);
   // Deletes the record if its key has this tag.
   void Erase(Slot slot, uint32_t key_tag);
   // Deletes the record, whatever it is, then done(status).
@@ -79,7 +84,7 @@ class NvmeCommitter {
     Kind kind = Kind::kFail;
     Slot slot;
     NvmeRecord record;
-    uint32_t key_tag = 0;  // kErase
+    uint64_t tag = 0;     // kErase: of the key. kPut: its SyncEpoch
     absl::Status status;  // what done gets, unless the group fails a put
     DoneFn done;
   };
@@ -93,6 +98,8 @@ class NvmeCommitter {
   void Run();
   bool NextGroup(Group& group);
   void Commit(Group& group);
+  absl::Status Sync();
+  bool MayPut(const Pending& pending) const;
   std::vector<NvmeRecords::Change> ChangesOf(const Group& group, bool with_puts);
   void StartProbe();
   void FinishProbe(absl::Status status);
@@ -118,6 +125,8 @@ class NvmeCommitter {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   uint64_t syncs_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t errors_ ABSL_GUARDED_BY(mu_) = 0;
+
+  std::atomic<SyncEpoch> syncs_failed_{0};  // changed by the thread only
 
   bool announced_degraded_ = false;  // the thread's own
   std::thread thread_;               // last: it uses all of the above

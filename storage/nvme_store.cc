@@ -125,13 +125,14 @@ void NvmeStore::Impl::Write(Slot slot, std::span<const std::byte> block, const B
     return committer_.Fail(absl::UnavailableError(absl::StrCat("nvme: writes stopped: ", now.why)),
                            std::move(done));
   }
-  committer_.WriteStarts();
+  const NvmeCommitter::SyncEpoch epoch = committer_.WriteStarts();
   io_->Write(slot.offset(), block,
-             [this, slot, block, record, done = std::move(done)](absl::Status status) mutable {
+             [this, slot, block, record, epoch, done = std::move(done)](absl::Status status) mutable {
                if (!status.ok()) return committer_.FailDevice(std::move(status), std::move(done));
                const auto bytes = static_cast<uint32_t>(block.size());
                // Hashed on an I/O thread; the block does not change meanwhile.
-               committer_.Put(slot, {record, bytes, bytes, PayloadHash(block)}, std::move(done));
+               committer_.Put(slot, {record, bytes, bytes, PayloadHash(block)}, epoch,
+                              std::move(done));
              });
 }
 

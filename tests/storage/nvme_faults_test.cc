@@ -91,6 +91,30 @@ TEST_F(NvmeFaults, FailedSyncLeavesNoRecord) {
   EXPECT_EQ(RecordsAfterRestart(), 0u);
 }
 
+// The kernel reports a failed write-back once and calls the pages clean: the next sync succeeds
+// without them.
+TEST_F(NvmeFaults, AFailedSyncFailsEveryWriteThatBeganBeforeIt) {
+  Open();
+  faults_.sync_gate.Close();
+  faults_.sync_errno = EIO;
+  BlockMemory first(8192);
+  BlockMemory second(8192);
+  Waiter beside;
+  absl::Notification failed;
+  store_->Write(Slot(1), first.span(), RecordOf(1), [&](absl::Status status) {
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+    faults_.sync_errno = 0;
+    failed.Notify();
+  });
+  while (faults_.syncs == 0) std::this_thread::yield();
+  store_->Write(Slot(9), second.span(), RecordOf(2), beside.done());
+  while (faults_.writes < 2) std::this_thread::yield();
+  faults_.sync_gate.Open();
+  failed.WaitForNotification();
+  EXPECT_TRUE(absl::IsUnavailable(beside.Wait()));
+  EXPECT_EQ(RecordsAfterRestart(), 0u);
+}
+
 class NvmeDegrades : public NvmeFaults,
                      public ::testing::WithParamInterface<std::pair<int, bool>> {};
 

@@ -166,6 +166,7 @@ struct Faults {
   std::atomic<int> sync_errno{0};
   std::atomic<bool> lose_writes{false};  // says OK and writes half of it: a torn write
   std::atomic<int> syncs{0};
+  std::atomic<int> writes{0};  // whose done has returned
   Gate read_gate;
   Gate sync_gate;
   Gate write_gate;
@@ -189,6 +190,7 @@ class FaultyIo final : public IoBackend {
       faults_->write_gate.Pass();
       const int error = faults_->write_errno;
       done(error != 0 ? ErrnoStatus("faulty write", error) : status);
+      ++faults_->writes;
     });
   }
   absl::Status Sync() override {
