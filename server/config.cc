@@ -76,6 +76,15 @@ Apply TierBytes(uint64_t Config::*field) {
   };
 }
 
+Apply WriteLimit(uint64_t Config::*field) {
+  return [field](Config& config, const std::string& text) {
+    const std::optional<uint64_t> bytes = ParseBytes(text);
+    if (!bytes || *bytes < kTierBytesMin) return false;
+    config.*field = *bytes;
+    return true;
+  };
+}
+
 bool ApplyMode(Config& config, const std::string& text) {
   if (text.empty() || text.size() > 4 || text.find_first_not_of("01234567") != std::string::npos) {
     return false;
@@ -135,6 +144,7 @@ const std::vector<Setting>& Settings() {
   constexpr const char* kLimits = "Limits";
   constexpr const char* kWatch = "Watching it";
   constexpr const char* kSwitch = "true or false";
+  constexpr const char* kLimit = "1MiB or more, such as 200MiB or 2TiB";
   static const std::vector<Setting> kSettings = {
       {"--listen", "ADDRESS", kListen, kListenDefault.data(),
        "Address of the gRPC services; may be repeated (in the variable: commas)",
@@ -168,6 +178,13 @@ const std::vector<Setting>& Settings() {
        TierBytes(&Config::nvme_bytes)},
       {"--nvme-threads", "N", kTiers, "4", "Threads for the NVME tier's I/O", "1 to 64",
        Number(&Config::nvme_threads, 1, 64)},
+      {"--nvme-write-limit", "SIZE", kTiers, "none",
+       "Bytes a second written to the NVME tier, to spare the drive; what must leave HOST "
+       "meanwhile is forgotten",
+       kLimit, WriteLimit(&Config::nvme_write_limit)},
+      {"--nvme-write-limit-day", "SIZE", kTiers, "none",
+       "Bytes written to the NVME tier in any 24 hours since the start", kLimit,
+       WriteLimit(&Config::nvme_write_limit_day)},
       {"--copy-threads", "N", kTiers, "1", "Threads that copy between GPU and HOST", "1 to 64",
        Number(&Config::copy_threads, 1, 64)},
       {"--low-water", "PART", kTiers, "5%",
@@ -256,6 +273,12 @@ std::optional<CommandLine> CheckTogether(Config& config) {
                ? Mistake("--nvme-bytes (LARDER_NVME_BYTES)", FormatBytes(config.nvme_bytes),
                          "allowed only with --nvme-dir")
                : Mistake("--nvme-bytes (LARDER_NVME_BYTES)", "", "needed with --nvme-dir");
+  }
+  for (const auto& [key, bytes] :
+       {std::pair{"--nvme-write-limit (LARDER_NVME_WRITE_LIMIT)", config.nvme_write_limit},
+        {"--nvme-write-limit-day (LARDER_NVME_WRITE_LIMIT_DAY)", config.nvme_write_limit_day}}) {
+    if (bytes == 0 || !config.nvme_dir.empty()) continue;
+    return Mistake(key, FormatBytes(bytes), "allowed only with --nvme-dir");
   }
   if (config.handover_socket.empty()) config.handover_socket = StandardHandover(config.listen);
   return CheckSockets(config);

@@ -35,6 +35,8 @@ struct Config {
   std::string nvme_dir;           // empty: no NVME tier
   uint64_t nvme_bytes = 0;
   uint32_t nvme_threads = 4;
+  uint64_t nvme_write_limit = 0;      // bytes a second; 0: none
+  uint64_t nvme_write_limit_day = 0;  // bytes in any 24 hours; 0: none
   uint32_t copy_threads = 1;
   double low_water = 0.05;  // part of each tier that the cleaner keeps free
   uint32_t models_max = 64;

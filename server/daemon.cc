@@ -188,6 +188,8 @@ void Daemon::Impl::CreateCache() {
   options.tiers[Index(Tier::kHost)] = TierOptionsOf(host_->bytes());
   options.tiers[Index(Tier::kNvme)] = TierOptionsOf(nvme_ == nullptr ? 0 : nvme_->bytes());
   if (nvme_ != nullptr) options.tiers[Index(Tier::kNvme)].slab_bytes = nvme_->slab_bytes();
+  options.nvme_writes = {.bytes_per_second = config_.nvme_write_limit,
+                         .bytes_per_day = config_.nvme_write_limit_day};
   options.first_id = (Random64() >> 24) + 1;  // leaves room to count up from
   options.models_max = config_.models_max;
   options.sessions_max = config_.sessions_max;

@@ -124,6 +124,9 @@ void AddCache(const CacheStats& stats, Families& out) {
               stats.exhausted);
   out.Counter("larder_corrupt_blocks_total", "Blocks whose checksum or key did not match",
               stats.corrupt_blocks);
+  out.Counter("larder_nvme_limited_blocks_total",
+              "Blocks forgotten unwritten because the NVME write limit was reached",
+              stats.limited_blocks);
   out.Counter("larder_orphans_collected_total", "Blocks dropped because an ancestor was missing",
               stats.orphans_collected);
 }

@@ -31,6 +31,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/cache/model.h"
+#include "server/cache/write_budget.h"
 #include "storage/mover.h"
 #include "storage/types.h"
 
@@ -128,6 +129,8 @@ struct CacheStats {
   uint64_t duplicate_blocks = 0;  // put, but already canonical
   uint64_t exhausted = 0;         // calls answered RESOURCE_EXHAUSTED
   uint64_t moves_in_flight = 0;
+  // Blocks that left memory without a copy on NVME because Options::nvme_writes was reached.
+  uint64_t limited_blocks = 0;
 };
 
 struct ModelStats {
@@ -197,6 +200,7 @@ class Cache {
     uint32_t prefetches_per_lease_max = 64;  // under way
     uint32_t flushes_max = 1024;             // under way, of all leases
     uint32_t background_moves_max = 64;  // in flight at a time, a tier pair
+    WriteBudget::Limits nvme_writes;     // what the drive is to endure
   };
 
   // `clock`, `mover` and, through it, every slot's memory must outlive the cache.
@@ -422,7 +426,8 @@ class Cache {
   Progress BringDown(ModelState& model, const Cursor& cursor, uint32_t position,
                      MoveClass move_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint32_t Written(TreeNode* node) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool NvmeUsable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool NvmeUsable(const ModelState& model) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool WithinBudget(const ModelState& model) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // cache_inspect.cc
   void ExplainCold(ModelState& model, TreeNode* node, uint32_t end,

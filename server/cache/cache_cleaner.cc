@@ -11,8 +11,14 @@
 
 namespace larder {
 
-bool Cache::NvmeUsable() const {
-  return options_.tiers[larder::Index(Tier::kNvme)].bytes > 0 && s_->nvme_writable;
+bool Cache::WithinBudget(const ModelState& model) const {
+  return s_->nvme_writes.Allows(model.model.block_bytes, clock_.Now());
+}
+
+// Whether a block of the model's may be written down at this moment.
+bool Cache::NvmeUsable(const ModelState& model) const {
+  return options_.tiers[larder::Index(Tier::kNvme)].bytes > 0 && s_->nvme_writable &&
+         WithinBudget(model);
 }
 
 void Cache::Clean() {
@@ -94,7 +100,7 @@ void Cache::CleanHost(ModelState& model) {
 
 // Works off the list of nodes with HOST blocks that are not on NVME.
 void Cache::WriteBehind(ModelState& model) {
-  if (!NvmeUsable()) return;
+  if (!NvmeUsable(model)) return;
   while (TreeNode* node = model.tree.First(HiRadixTree::kDirtyList)) {
     model.tree.Delist(HiRadixTree::kDirtyList, node);
     uint32_t last = node->count[kMemorySet];
@@ -208,12 +214,14 @@ Cache::Progress Cache::WriteBlock(ModelState& model, TreeNode* node, uint32_t in
     s_->nvme.Touch(known);
     s_->nvme.SetInMemory(known, true);
   } else {
+    if (!WithinBudget(model)) return Progress::kBlocked;
     SlotAllocator& slots = s_->tiers[2].slots;
     if (slots.free(model.pool[2]) == 0) ReclaimSlab(model, Tier::kNvme);
     const Slot slot = s_->nvme.Claim(model.pool[2], key, parent);
     if (!slot) return Progress::kBlocked;
     // Evicted for this very block: its record is about to be overwritten, which costs less.
     std::erase_if(s_->erases, [slot](const auto& erase) { return erase.first == slot; });
+    s_->nvme_writes.Take(model.model.block_bytes, clock_.Now());
     StartMove(model, node, index, {Tier::kHost, block.In(Tier::kHost)}, {Tier::kNvme, slot},
               move_class);
   }
@@ -232,7 +240,8 @@ Cache::Progress Cache::BringDown(ModelState& model, const Cursor& cursor, uint32
   if (!node->blocks[index].In(Tier::kGpu)) return Progress::kBlocked;  // lost, or NVME only
   if (FindMove(node->blocks[index], Tier::kHost) != nullptr) return Progress::kDone;
   const Hop& hop = HopOf(Tier::kGpu, Tier::kHost);
-  if (!s_->nvme.MayClaim(model.pool[2])) return Progress::kBlocked;  // it could go no further
+  // It could go no further.
+  if (!WithinBudget(model) || !s_->nvme.MayClaim(model.pool[2])) return Progress::kBlocked;
   if (hop.refused || (move_class == MoveClass::kBackground &&
                       hop.background >= options_.background_moves_max)) {
     return Progress::kBlocked;

@@ -164,9 +164,12 @@ void Cache::DropCopy(ModelState& model, TreeNode* node, uint32_t index, Tier tie
   s_->tiers[larder::Index(tier)].evictions += 1;
   model.blocks[larder::Index(tier)] -= 1;
   const TreeBlock& block = node->blocks[index];
-  if (!block.InMemory() && Durable(block)) {
+  if (block.InMemory()) return;
+  if (Durable(block)) {
     s_->nvme.Touch(block.In(Tier::kNvme));
     s_->nvme.SetInMemory(block.In(Tier::kNvme), false);
+  } else if (options_.tiers[larder::Index(Tier::kNvme)].bytes > 0 && !WithinBudget(model)) {
+    s_->counters.limited_blocks += 1;
   }
 }
 
@@ -191,7 +194,7 @@ bool Cache::ForgetBelow(ModelState& model, TreeNode* node, uint32_t index) {
 // Drops a HOST copy of a block that is in GPU as well. One on its way down stays while that
 // way is open; it would only be made again.
 bool Cache::DropMirror(ModelState& model) {
-  const bool can_be_written = NvmeUsable() && s_->nvme.MayClaim(model.pool[2]);
+  const bool can_be_written = NvmeUsable(model) && s_->nvme.MayClaim(model.pool[2]);
   const bool transit_too = !can_be_written && !BelowLowWater(model, Tier::kGpu);
   const auto [node, index] = model.tree.UnpinnedMirror(transit_too);
   if (node == nullptr) return false;
@@ -205,7 +208,7 @@ bool Cache::MakeRoom(ModelState& model, Tier tier, bool drop_dirty) {
   HiRadixTree& tree = model.tree;
   if (tier == Tier::kHost) {
     if (DropMirror(model)) return true;
-    const bool can_be_written = NvmeUsable() && s_->nvme.MayClaim(model.pool[2]);
+    const bool can_be_written = NvmeUsable(model) && s_->nvme.MayClaim(model.pool[2]);
     TreeNode* node = tree.Victim(kMemorySet);
     if (node == nullptr) return false;
     const uint32_t index = node->count[kMemorySet] - 1;

@@ -174,6 +174,7 @@ struct Cache::State {
       : tiers{TierState(options.tiers[0]), TierState(options.tiers[1]),
               TierState(options.tiers[2])},
         nvme(tiers[2].slots),
+        nvme_writes(options.nvme_writes),
         next_id(options.first_id) {}
 
   std::array<TierState, kTierCount> tiers;
@@ -181,6 +182,7 @@ struct Cache::State {
   absl::btree_map<ModelId, NvmePool> nvme_pools;  // also of models not opened since the start
   std::vector<Recovered> recovered;
   bool nvme_writable = true;
+  WriteBudget nvme_writes;
 
   std::vector<std::unique_ptr<ModelState>> models;  // in the order they were opened
   absl::flat_hash_map<ModelId, ModelState*> model_by_id;

@@ -297,5 +297,78 @@ TEST(Nvme, APutOfWhatOnlyNvmeHoldsIsNotWrittenAgain) {
   f.cache().CheckInvariants();
 }
 
+TEST(Nvme, WhatWasEvictedStaysAwayAfterARestart) {
+  Fixture f({.host = 8, .nvme = 16});
+  f.Store(Prompt("gone", 3));
+  ASSERT_TRUE(f.world.Settle());
+  f.cache().Evict(Tier::kHost, 0, 8);
+  f.Store(Prompt("kept", 2));
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_EQ(f.cache().Evict(Tier::kNvme, f.model, 16).first, 3u) << "memory has the others too";
+  EXPECT_EQ(f.world.mover.nvme.size(), 2u);
+  f.world.Restart();
+  f.Open();
+  EXPECT_EQ(f.Matched(Prompt("gone", 3)), 0u);
+  EXPECT_EQ(f.Matched(Prompt("kept", 2)), 2u);
+}
+
+TEST(Nvme, AfterARestartTheOldestRecordsGoFirst) {
+  Fixture f({.host = 4, .nvme = 4});
+  for (const char* name : {"c", "a", "d", "b"}) {
+    f.Store(Prompt(name, 1));
+    ASSERT_TRUE(f.world.Settle());
+  }
+  uint64_t now_s = 1000;
+  for (const char* name : {"a", "b", "c", "d"}) {
+    for (auto& [slot, stored] : f.world.mover.nvme) {
+      if (stored.content == World::Content(f.model, Prompt(name, 1), 0)) {
+        stored.record.written_at_s = now_s++;
+      }
+    }
+  }
+  f.world.Restart();
+  f.Open();
+  f.Store(Prompt("new", 2));
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_EQ(f.Matched(Prompt("a", 1)) + f.Matched(Prompt("b", 1)), 0u);
+  EXPECT_EQ(f.Matched(Prompt("c", 1)) + f.Matched(Prompt("d", 1)), 2u);
+}
+
+// A block of the World is 256 bytes.
+TEST(Nvme, WritesStayWithinTheirLimitAndWhatMustLeaveIsForgottenAndCounted) {
+  Fixture f({.host = 8, .nvme = 64, .low_water = 2, .nvme_writes = {.bytes_per_day = 5 * 256}});
+  for (int i = 0; i < 6; ++i) {
+    f.Store(Prompt("p" + std::to_string(i), 3));
+    ASSERT_TRUE(f.world.Settle());
+    f.cache().CheckInvariants();
+  }
+  EXPECT_EQ(f.world.mover.nvme.size(), 5u);
+  EXPECT_EQ(f.cache().Stats().tiers[2].blocks, 5u);
+  uint64_t found = 0;
+  for (int i = 0; i < 6; ++i) found += f.Matched(Prompt("p" + std::to_string(i), 3));
+  EXPECT_EQ(f.cache().Stats().limited_blocks, 18 - found);
+  EXPECT_LT(found, 18u);
+  f.world.clock.Advance(absl::Hours(25));
+  f.Store(Prompt("another day", 3));
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_EQ(f.world.mover.nvme.size(), 10u);
+}
+
+TEST(Nvme, AFlushBeyondTheLimitWaitsForIt) {
+  Fixture f({.host = 8, .nvme = 64, .nvme_writes = {.bytes_per_second = 128}});
+  const LeaseId lease = f.Hold(Prompt("p", 3));
+  int done = 0;
+  ASSERT_TRUE(f.cache().Flush(f.session, lease, [&](absl::Status) { ++done; }).ok());
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_EQ(f.world.mover.nvme.size(), 1u);
+  EXPECT_EQ(done, 0);
+  for (int i = 0; i < 2; ++i) {
+    f.world.clock.Advance(absl::Milliseconds(1500));
+    ASSERT_TRUE(f.world.Settle());
+  }
+  EXPECT_EQ(f.world.mover.nvme.size(), 3u);
+  EXPECT_EQ(done, 1);
+}
+
 }  // namespace
 }  // namespace larder::testing

@@ -88,6 +88,7 @@ void World::Restart() {
     options.tiers[t].free_bytes_low_water = t < 2 ? sizes.low_water * kSlotGranule : 0;
   }
   options.background_moves_max = sizes.background_moves;
+  options.nvme_writes = sizes.nvme_writes;
   cache_ = std::make_unique<Cache>(options, clock, mover, MakeLruPolicy());
   mover.set_done([this](MoveId id, absl::Status status) { cache_->OnMoveDone(id, status); });
   for (const auto& [slot, stored] : mover.nvme) {

@@ -88,6 +88,7 @@ class World {
     uint64_t low_water = 0;  // slots, GPU and HOST
     uint64_t slab = 0;       // slots; 0: a slab is the tier
     uint32_t background_moves = 64;  // at most, a tier pair
+    WriteBudget::Limits nvme_writes = {};
   };
   World(const Sizes& sizes, uint64_t seed);
 

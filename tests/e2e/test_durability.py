@@ -3,7 +3,9 @@
 import contextlib
 import os
 import random
+import re
 import resource
+import subprocess
 import unittest
 
 import harness
@@ -185,6 +187,90 @@ class Durability(harness.LarderTest):
             self.assertEqual((result["wrong"], result["unreadable"]), ([], None))
             again.release(result["lease"])
         self.assertLessEqual(daemon.tier("NVME").bytes_used, 128 * workers.BLOCK_BYTES)
+
+
+    def test_growing_and_shrinking_keep_what_fits(self):
+        """Also where 48 KiB blocks do not line up with the slabs of the new size."""
+        spec = dict(workers.SPEC, name="three layers", layers=3)
+        daemon = self.daemon(nvme=128)
+        worker = self.worker(daemon, spec=spec)
+        prompts = [prompt(f"resize {i}", 12) for i in range(10)]
+        for tokens in prompts:
+            lease = worker.fill(tokens)["lease"]
+            worker.flush(lease)
+            worker.release(lease)
+        for blocks in (1024, 300, 128):
+            daemon.kill()
+            daemon.sizes["nvme"] = blocks
+            daemon.start()
+            self.assertEqual(daemon.tier("NVME").blocks, 120)
+            again = self.worker(daemon, spec=spec)
+            for tokens in prompts:
+                daemon.evict("GPU")
+                daemon.evict("HOST")
+                result = again.restore(tokens)
+                self.assert_restored(result, 12)
+                again.release(result["lease"])
+            again.close()
+        self.assertEqual(daemon.status().orphans_collected, 0)
+
+    def test_models_that_nobody_opens_are_kept(self):
+        daemon = self.daemon()
+        worker = self.worker(daemon)
+        tokens = prompt("patient", 9)
+        worker.flush(worker.fill(tokens)["lease"])
+        for _ in range(2):
+            daemon.restart()
+            other = self.worker(daemon, spec=dict(workers.SPEC, name="other"))
+            lease = other.fill(prompt("other", 3))["lease"]
+            other.flush(lease)
+            self.assertEqual(other.lookup(tokens, peek=True)["matched"], 0)
+            other.close()
+        self.assert_restored(self.worker(daemon).restore(tokens), 9)
+
+    def test_what_was_evicted_from_nvme_stays_away(self):
+        daemon = self.daemon()
+        worker = self.worker(daemon)
+        tokens = prompt("evicted", 6)
+        lease = worker.fill(tokens)["lease"]
+        worker.flush(lease)
+        worker.release(lease)
+        for tier in ("GPU", "HOST", "NVME"):
+            daemon.wait_idle()
+            daemon.evict(tier)
+        self.assertEqual(daemon.tier("NVME").blocks, 0)
+        worker.close()
+        daemon.stop()
+        daemon.start()
+        self.assertEqual(daemon.tier("NVME").blocks, 0)
+        self.assertEqual(self.worker(daemon).lookup(tokens, peek=True)["matched"], 0)
+
+    def test_writes_stay_within_their_limit(self):
+        """1 MiB a day are 16 blocks; the rest is served from memory or computed again."""
+        daemon = self.daemon(gpu=16, host=32, flags=["--nvme-write-limit-day=1MiB"])
+        worker = self.worker(daemon)
+        for i in range(12):
+            worker.release(worker.fill(prompt(f"worn {i}", 8))["lease"])
+        daemon.wait_idle()
+        self.assertEqual(daemon.tier("NVME").blocks, 16)
+        self.assertEqual(daemon.tier("NVME").health, "OK")
+        metrics = daemon.metrics()
+        self.assertIn('larder_nvme_bytes_total{operation="write"} 1048576', metrics)
+        limited = float(re.search(r"^larder_nvme_limited_blocks_total (\S+)", metrics, re.M).group(1))
+        self.assertGreater(limited, 0)
+        with self.assertRaises(Refused) as caught:
+            worker.flush(worker.fill(prompt("flushed", 2))["lease"], seconds=1)
+        self.assertEqual(caught.exception.code, "DEADLINE_EXCEEDED")
+
+    def test_a_folder_of_somebody_else_is_refused_and_left_alone(self):
+        daemon = harness.Daemon(self.directory)
+        daemon.nvme.mkdir()
+        (daemon.nvme / "thesis.tex").write_text("precious")
+        done = subprocess.run(daemon.argv(), capture_output=True, text=True, check=False,
+                              timeout=harness.DEADLINE_SECONDS, env=harness.environment())
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("choose an empty one", done.stdout + done.stderr)
+        self.assertEqual([path.name for path in daemon.nvme.iterdir()], ["thesis.tex"])
 
 
 if __name__ == "__main__":

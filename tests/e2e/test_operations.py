@@ -31,7 +31,8 @@ PROMISED_METRICS = (
     "larder_models", "larder_sessions", "larder_leases", "larder_reserved_blocks",
     "larder_exhausted_total", "larder_corrupt_blocks_total", "larder_orphans_collected_total",
     "larder_nvme_degraded", "larder_nvme_operations_total", "larder_nvme_bytes_total",
-    "larder_nvme_errors_total", "larder_calls_total", "larder_call_seconds_bucket",
+    "larder_nvme_errors_total", "larder_nvme_limited_blocks_total",
+    "larder_calls_total", "larder_call_seconds_bucket",
 )
 
 

@@ -60,7 +60,8 @@ TEST(Config, Flags) {
   const CommandLine result =
       Parse({"--listen=unix:/tmp/a.sock", "--listen", "127.0.0.1:0", "--socket-mode=600",
              "--gpu=emulated", "--gpu-bytes=64MiB", "--host-bytes=1048577", "--nvme-dir=/data",
-             "--nvme-bytes=2GiB", "--low-water=10%", "--metrics=127.0.0.1:9600",
+             "--nvme-bytes=2GiB", "--nvme-write-limit=200MiB", "--nvme-write-limit-day=2TiB",
+             "--low-water=10%", "--metrics=127.0.0.1:9600",
              "--drain-timeout=1m30s", "--log-level=debug", "--log-json", "--prefault-threads=3",
              "--models-max=7", "--huge-pages=false"});
   ASSERT_TRUE(result.config.has_value()) << result.err;
@@ -72,6 +73,8 @@ TEST(Config, Flags) {
   EXPECT_EQ(config.gpu_bytes, uint64_t{64} << 20);
   EXPECT_EQ(config.host_bytes, uint64_t{1} << 20) << "rounded down to 4 KiB";
   EXPECT_EQ(config.nvme_bytes, uint64_t{2} << 30);
+  EXPECT_EQ(config.nvme_write_limit, uint64_t{200} << 20);
+  EXPECT_EQ(config.nvme_write_limit_day, uint64_t{2} << 40);
   EXPECT_DOUBLE_EQ(config.low_water, 0.1);
   EXPECT_EQ(config.metrics, "127.0.0.1:9600");
   EXPECT_EQ(config.drain_timeout, absl::Seconds(90));
@@ -100,6 +103,8 @@ TEST(Config, BadValuesNameKeyValueAndWhatIsAllowed) {
                 {"--host-bytes", "LARDER_HOST_BYTES", "'8GB'", "1MiB to 16TiB"});
   ExpectMistake({"--host-bytes=4095"}, {"'4095'", "1MiB to 16TiB"});
   ExpectMistake({"--host-bytes=17TiB"}, {"'17TiB'"});
+  ExpectMistake({"--nvme-write-limit=200MB"}, {"--nvme-write-limit", "'200MB'", "1MiB or more"});
+  ExpectMistake({"--nvme-write-limit-day=4096"}, {"LARDER_NVME_WRITE_LIMIT_DAY", "'4096'"});
   ExpectMistake({"--gpu=cuda"}, {"--gpu", "'cuda'", "none or emulated"});
   ExpectMistake({"--socket-mode=0888"}, {"'0888'", "octal"});
   ExpectMistake({"--socket-mode=1777"}, {"'1777'"});
@@ -129,6 +134,7 @@ TEST(Config, SettingsMustFitTogether) {
   ExpectMistake({"--gpu-bytes=64MiB"}, {"'64 MiB'", "allowed only with --gpu=emulated"});
   ExpectMistake({"--nvme-dir=/data"}, {"--nvme-bytes", "needed with --nvme-dir"});
   ExpectMistake({"--nvme-bytes=1GiB"}, {"allowed only with --nvme-dir"});
+  ExpectMistake({"--nvme-write-limit=1GiB"}, {"'1 GiB'", "allowed only with --nvme-dir"});
   ExpectMistake({"--listen=0.0.0.0:9000"}, {"'0.0.0.0:9000'", "loopback", "--insecure-tcp"});
   EXPECT_TRUE(Parse({"--listen=0.0.0.0:9000", "--insecure-tcp"}).config.has_value());
   EXPECT_TRUE(Parse({"--listen=127.1.2.3:9000"}).config.has_value());
