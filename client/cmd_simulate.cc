@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -37,11 +38,13 @@ class InstantMover final : public Mover {
  public:
   absl::Status Submit(const MoveJob& job) override {
     queue_.push_back(job.id);
+    nvme_writes_ += job.to.tier == Tier::kNvme;
     return absl::OkStatus();
   }
   void Raise(MoveId) override {}
   void Erase(Slot, uint32_t) override {}
 
+  uint64_t nvme_writes() const { return nvme_writes_; }
   void CompleteAll(Cache& cache) {
     while (!queue_.empty()) {
       const MoveId id = queue_.front();
@@ -52,6 +55,7 @@ class InstantMover final : public Mover {
 
  private:
   std::deque<MoveId> queue_;
+  uint64_t nvme_writes_ = 0;
 };
 
 struct SimulateFlags {
@@ -59,6 +63,7 @@ struct SimulateFlags {
   std::string blocks[kTierCount] = {"0", "0", "0"};
   std::string policy = "lru";
   uint64_t limit = kUnbounded;
+  bool finish = false;
 };
 
 struct Result {
@@ -67,6 +72,7 @@ struct Result {
   uint64_t hits = 0;
   uint64_t by_tier[kTierCount] = {};
   uint64_t evictions[kTierCount] = {};
+  uint64_t nvme_writes = 0;
   uint64_t exhausted = 0;
   uint64_t signature = 1469598103934665603ull;  // FNV-1a-64 of each request's hits, LE u32
 
@@ -83,7 +89,7 @@ struct Result {
 
 // Up to `hit` blocks come up, the others are computed and put; as far as there is room.
 absl::Status Serve(Cache& cache, InstantMover& mover, SessionId session, ModelId model,
-                   const TraceRequest& request, Result& result) {
+                   const TraceRequest& request, bool finished, Result& result) {
   const std::span<const uint32_t> tokens(request.block_ids);
   absl::StatusOr<LookupResult> found = cache.Lookup(session, model, tokens, {});
   if (!found.ok()) return found.status();
@@ -111,16 +117,33 @@ absl::Status Serve(Cache& cache, InstantMover& mover, SessionId session, ModelId
       if (!state.ok()) return state.status();
     }
   }
-  if (absl::Status status = cache.Release(session, found->lease, false); !status.ok()) {
+  if (absl::Status status = cache.Release(session, found->lease, finished); !status.ok()) {
     return status;
   }
   mover.CompleteAll(cache);
   return absl::OkStatus();
 }
 
+// Which requests are the last of their conversation: none after them goes through the last
+// whole block. That the last id of a trace may be part of a block makes it the last but one.
+std::vector<bool> LastOfConversations(const std::vector<TraceRequest>& requests) {
+  const auto last_block = [](const TraceRequest& request) {
+    return request.block_ids[request.block_ids.size() > 1 ? request.block_ids.size() - 2 : 0];
+  };
+  absl::flat_hash_map<uint32_t, size_t> last_use;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    for (const uint32_t id : requests[i].block_ids) last_use[id] = i;
+  }
+  std::vector<bool> last;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    last.push_back(!requests[i].block_ids.empty() && last_use[last_block(requests[i])] == i);
+  }
+  return last;
+}
+
 absl::StatusOr<Result> Simulate(const std::vector<TraceRequest>& requests,
                                 const uint64_t (&blocks)[kTierCount],
-                                std::unique_ptr<EvictionPolicy> policy) {
+                                bool finish, std::unique_ptr<EvictionPolicy> policy) {
   uint64_t refs = 0;
   uint64_t longest = 0;
   for (const TraceRequest& request : requests) {
@@ -150,13 +173,16 @@ absl::StatusOr<Result> Simulate(const std::vector<TraceRequest>& requests,
   if (!session.ok()) return session.status();
   Result result;
   Progress progress(kCommand, requests.size());
-  for (const TraceRequest& request : requests) {
-    absl::Status status = Serve(cache, mover, *session, model->id, request, result);
+  const std::vector<bool> last = LastOfConversations(requests);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    absl::Status status = Serve(cache, mover, *session, model->id, requests[i],
+                                finish && last[i], result);
     if (!status.ok()) return status;
     progress.Update(result.requests);
   }
   const CacheStats stats = cache.Stats();
   for (int t = 0; t < kTierCount; ++t) result.evictions[t] = stats.tiers[t].evictions;
+  result.nvme_writes = mover.nvme_writes();
   return result;
 }
 
@@ -173,6 +199,7 @@ void Print(const Invocation& invocation, const Result& result) {
     out["evictions_by_tier"] = {{"gpu", result.evictions[0]},
                                 {"host", result.evictions[1]},
                                 {"nvme", result.evictions[2]}};
+    out["nvme_blocks_written"] = result.nvme_writes;
     out["requests_too_large"] = result.exhausted;
     std::puts(out.dump().c_str());
     return;
@@ -186,6 +213,7 @@ void Print(const Invocation& invocation, const Result& result) {
   row("hit in HOST", result.by_tier[1]);
   row("hit in NVME", result.by_tier[2]);
   row("computed", result.refs - result.hits);
+  row("written to NVME", result.nvme_writes);
   std::printf("%s\n%s requests, signature %s\n", table.Render().c_str(),
               FormatCount(result.requests).c_str(),
               absl::StrFormat("%016x", result.signature).c_str());
@@ -230,7 +258,7 @@ int RunSimulate(const Invocation& invocation, const SimulateFlags& flags) {
     return Fail(invocation, kCommand,
                 absl::InvalidArgumentError(absl::StrCat("--trace: ", requests.status().message())));
   }
-  absl::StatusOr<Result> result = Simulate(*requests, blocks, *std::move(policy));
+  absl::StatusOr<Result> result = Simulate(*requests, blocks, flags.finish, *std::move(policy));
   if (!result.ok()) return Fail(invocation, kCommand, result.status());
   Print(invocation, *result);
   return kOk;
@@ -251,6 +279,8 @@ void RegisterSimulate(CLI::App& app, Invocation& invocation) {
   simulate->add_option("--nvme-blocks", flags->blocks[2], help)->type_name("N");
   simulate->add_option("--policy", flags->policy, "Eviction policy: lru (default lru)")
       ->type_name("NAME");
+  simulate->add_flag("--finish", flags->finish,
+                     "Workers say when a conversation is over, as the trace knows");
   AddNumber(*simulate, "--limit", flags->limit, 1, kUnbounded,
             "At most so many requests (default all)");
   simulate->callback([&invocation, flags] {

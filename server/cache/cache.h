@@ -428,6 +428,7 @@ class Cache {
   uint32_t Written(TreeNode* node) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool NvmeUsable(const ModelState& model) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool WithinBudget(const ModelState& model) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool WorthWriting(const TreeBlock& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // cache_inspect.cc
   void ExplainCold(ModelState& model, TreeNode* node, uint32_t end,

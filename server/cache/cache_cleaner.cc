@@ -1,7 +1,8 @@
 // The cleaner: keeps slots free ahead of need, and writes blocks down before they must go.
 //
 //   GPU   below its low-water mark, the coldest leaves are copied to HOST and then dropped
-//   HOST  every block that is not on NVME is written there, ancestors first; below the
+//   HOST  every block that is not on NVME is written there, ancestors first, unless its
+//         conversation is finished (README.md has what that saves and costs); below the
 //         low-water mark, copies that GPU has too are dropped, then the coldest durable leaves
 //   NVME  its index evicts when a slot is claimed
 #include <algorithm>
@@ -20,6 +21,10 @@ bool Cache::NvmeUsable(const ModelState& model) const {
   return options_.tiers[larder::Index(Tier::kNvme)].bytes > 0 && s_->nvme_writable &&
          WithinBudget(model);
 }
+
+// A block of a finished conversation is written only if somebody flushes it or something that
+// goes on is below it.
+bool Cache::WorthWriting(const TreeBlock& block) const { return !policy_->IsFinished(block.rank); }
 
 void Cache::Clean() {
   Section section(*this);
@@ -104,7 +109,11 @@ void Cache::WriteBehind(ModelState& model) {
   while (TreeNode* node = model.tree.First(HiRadixTree::kDirtyList)) {
     model.tree.Delist(HiRadixTree::kDirtyList, node);
     uint32_t last = node->count[kMemorySet];
-    while (last > 0 && !node->blocks[last - 1].In(Tier::kHost)) --last;
+    // A finished tail stays; a touch puts the node on the list again.
+    while (last > 0 && (!node->blocks[last - 1].In(Tier::kHost) ||
+                        !WorthWriting(node->blocks[last - 1]))) {
+      --last;
+    }
     if (last == 0) continue;
     Cursor cursor;
     model.tree.Bind(cursor, {node, node->begin + last});

@@ -238,6 +238,7 @@ void Cache::Publish(Lease& lease, std::span<const uint32_t> tokens) {
       const uint32_t position = part.node->begin + i;
       TreeBlock& block = part.node->blocks[i];
       const Slot slot = lease.reserved[position - begin];
+      if (!WorthWriting(block)) tree.Enlist(HiRadixTree::kDirtyList, part.node);
       block.rank = policy_->Touched(block.rank, s_->operation);
       if (block.In(tier)) {
         lease.duplicates.push_back(

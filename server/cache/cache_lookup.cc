@@ -250,6 +250,8 @@ void Cache::TouchPath(ModelState& model, HiRadixTree::Position at) {
     part.node->hits += 1;
     for (uint32_t i = part.begin; i < part.end; ++i) {
       TreeBlock& block = part.node->blocks[i];
+      // Its conversation goes on: now it is worth writing.
+      if (!WorthWriting(block)) model.tree.Enlist(HiRadixTree::kDirtyList, part.node);
       block.rank = policy_->Touched(block.rank, s_->operation);
       block.in_transit = false;
       if (block.In(Tier::kNvme)) deepest = &block;

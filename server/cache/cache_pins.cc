@@ -212,7 +212,8 @@ bool Cache::MakeRoom(ModelState& model, Tier tier, bool drop_dirty) {
     TreeNode* node = tree.Victim(kMemorySet);
     if (node == nullptr) return false;
     const uint32_t index = node->count[kMemorySet] - 1;
-    if (!drop_dirty && can_be_written && !Durable(node->blocks[index])) return false;
+    const TreeBlock& block = node->blocks[index];
+    if (!drop_dirty && can_be_written && WorthWriting(block) && !Durable(block)) return false;
     DropCopy(model, node, index, Tier::kHost);
     tree.Trim(node);
     return true;

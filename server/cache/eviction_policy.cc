@@ -11,6 +11,7 @@ class LruPolicy final : public EvictionPolicy {
  public:
   uint64_t Touched(uint64_t, uint64_t now) const override { return kLive | now; }
   uint64_t Finished(uint64_t rank) const override { return rank & ~kLive; }
+  bool IsFinished(uint64_t rank) const override { return (rank & kLive) == 0; }
 
  private:
   static constexpr uint64_t kLive = uint64_t{1} << 63;

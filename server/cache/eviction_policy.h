@@ -25,6 +25,8 @@ class EvictionPolicy {
   virtual uint64_t Touched(uint64_t rank, uint64_t now) const = 0;
   // The conversation that ended in this block is over.
   virtual uint64_t Finished(uint64_t rank) const = 0;
+  // Whether the rank says so: Finished came after the last Touched.
+  virtual bool IsFinished(uint64_t rank) const = 0;
 };
 
 // Least recently used. Two classes: blocks of finished conversations, then all others.

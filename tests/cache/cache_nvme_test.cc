@@ -370,5 +370,39 @@ TEST(Nvme, AFlushBeyondTheLimitWaitsForIt) {
   EXPECT_EQ(done, 1);
 }
 
+TEST(Nvme, AFinishedConversationIsNotWrittenUnlessFlushedOrTakenUpAgain) {
+  Fixture f({.gpu = 8, .host = 8, .nvme = 64});
+  const Tokens over = Prompt("over", 3);
+  f.Release(f.Hold(over), /*session_over=*/true);
+  // It comes down to HOST without being written.
+  f.cache().Evict(Tier::kGpu, 0, 8);
+  f.Store(Prompt("other", 8));
+  ASSERT_TRUE(f.world.Settle());
+  for (const auto& [slot, stored] : f.world.mover.nvme) {
+    EXPECT_NE(stored.content, World::Content(f.model, over, 0));
+  }
+
+  f.Release(f.Hold(over, Tier::kHost), /*session_over=*/true);
+  const LeaseId flushed = f.Look(over).lease;
+  int done = 0;
+  ASSERT_TRUE(f.cache().Flush(f.session, flushed, [&](absl::Status) { ++done; }).ok());
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_EQ(done, 1);
+  f.Release(flushed);
+}
+
+TEST(Nvme, AFinishedConversationThatGoesOnIsWritten) {
+  Fixture f({.gpu = 8, .host = 8, .nvme = 64, .low_water = 6});
+  const Tokens prompt = Prompt("p", 4);
+  f.Release(f.Hold(prompt), /*session_over=*/true);
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_GT(f.Where(prompt)[1] + f.Where(prompt)[0], 0u);
+  EXPECT_EQ(f.world.mover.nvme.size(), 0u);
+  f.Store(prompt);
+  ASSERT_TRUE(f.world.Settle());
+  EXPECT_GT(f.world.mover.nvme.size(), 0u);
+  f.cache().CheckInvariants();
+}
+
 }  // namespace
 }  // namespace larder::testing

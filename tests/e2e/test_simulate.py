@@ -40,8 +40,11 @@ class Simulate(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.trace = os.path.join(folder.name, "trace.jsonl")
+        self.write_trace(REQUESTS)
+
+    def write_trace(self, requests):
         with open(self.trace, "w", encoding="utf-8") as file:
-            for ids in REQUESTS:
+            for ids in requests:
                 line = {"timestamp": 0, "input_length": 512 * len(ids), "output_length": 1,
                         "hash_ids": ids}
                 file.write(json.dumps(line) + "\n")
@@ -70,6 +73,16 @@ class Simulate(unittest.TestCase):
         got = self.simulate("--gpu-blocks=4", "--host-blocks=1", "--nvme-blocks=unbounded")
         self.assertEqual(got["hits_by_tier"], {"gpu": 7, "host": 1, "nvme": 1})
         self.assertEqual(got["signature"], signature([0, 2, 0, 3, 2, 2]))
+        self.assertGreater(got["nvme_blocks_written"], 0)
+
+    def test_finished_conversations_are_not_written(self):
+        """1 2 goes on as 1 2 3; the others end at once, and so does 1 2 3."""
+        self.write_trace([[1, 2], [10, 11], [1, 2, 3], [20, 21], [30, 31]])
+        flags = ["--gpu-blocks=1", "--host-blocks=1", "--nvme-blocks=unbounded"]
+        everything = self.simulate(*flags)["nvme_blocks_written"]
+        finished = self.simulate(*flags, "--finish")["nvme_blocks_written"]
+        self.assertGreater(finished, 0)
+        self.assertLess(finished, everything)
 
     def test_bad_input_names_key_value_and_bound(self):
         for flags, words in [
