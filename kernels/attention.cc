@@ -1,0 +1,217 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "kernels/variant.h"
+
+namespace larder::kernels {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kPartialBytesMax = int64_t{64} << 20;
+// A thread should have this many shares of the work, so that the last to finish is not waited for
+// long.
+constexpr int64_t kSharesAThread = 8;
+
+constexpr int64_t Aligned(int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// One chunk's tiles: (kv head, kTileRows rows), kv heads outermost.
+struct Shape {
+  int64_t rows = 0;  // tokens times group
+  int64_t row_tiles = 0;
+  int64_t tiles = 0;
+  int32_t piece_begin = 0;
+  int32_t piece_end = 0;    // of the last row
+  int64_t tile_floats = 0;  // partial results of a tile's pieces
+
+  int64_t pieces() const { return piece_end - piece_begin; }
+};
+
+int32_t Group(const AttentionParams& params) { return params.q_heads / params.layer.kv_heads; }
+
+// First piece past the last key that is visible at `position`.
+int32_t PieceEnd(const AttentionParams& params, int32_t position) {
+  const int64_t keys = std::min<int64_t>(int64_t{position} + 1, params.key_end);
+  return static_cast<int32_t>((keys + kPieceTokens - 1) / kPieceTokens);
+}
+
+Shape ShapeOf(const AttentionParams& params, const SequenceChunk& chunk) {
+  Shape shape;
+  if (chunk.tokens == 0) return shape;
+  shape.rows = int64_t{chunk.tokens} * Group(params);
+  shape.row_tiles = (shape.rows + kTileRows - 1) / kTileRows;
+  shape.tiles = shape.row_tiles * params.layer.kv_heads;
+  shape.piece_begin = params.key_begin / kPieceTokens;
+  shape.piece_end =
+      std::max(PieceEnd(params, chunk.position + chunk.tokens - 1), shape.piece_begin);
+  shape.tile_floats = shape.pieces() * PartialFloats(std::min<int64_t>(shape.rows, kTileRows),
+                                                     params.layer.value_dim);
+  return shape;
+}
+
+// Where a chunk's rows and shares begin: sums over the chunks before it.
+struct Mark {
+  int64_t rows = 0;
+  int64_t tiles = 0;
+  int64_t shares = 0;  // (tile, piece)
+  int64_t floats = 0;
+
+  void Add(const Shape& shape, const SequenceChunk& chunk) {
+    rows += chunk.tokens;
+    tiles += shape.tiles;
+    shares += shape.tiles * shape.pieces();
+    floats += shape.tiles * shape.tile_floats;
+  }
+};
+
+// How a call is shared out, and where its workspace's parts begin.
+struct Plan {
+  Mark total;
+  bool split = false;  // shares are pieces of tiles; else whole tiles
+  int64_t scratch_floats = 0;
+  int64_t partials_offset = 0;
+  int64_t scratch_offset = 0;
+  int64_t bytes = 0;
+};
+
+// Splitting costs writing and reading partial results, 1.6% of the traffic for a group of 4 heads
+// of 128, so it is for when whole tiles are too few or too uneven for the threads.
+Plan PlanOf(const Cpu& cpu, const AttentionParams& params) {
+  Plan plan;
+  int64_t longest = 0;
+  for (const SequenceChunk& chunk : params.chunks) {
+    const Shape shape = ShapeOf(params, chunk);
+    plan.total.Add(shape, chunk);
+    longest = std::max(longest, shape.pieces());
+  }
+  const int64_t threads = cpu.pool.threads();
+  const int64_t partial_bytes = plan.total.floats * static_cast<int64_t>(sizeof(float));
+  plan.split = threads > 1 && longest > 1 && partial_bytes <= kPartialBytesMax &&
+               longest * threads * kSharesAThread > plan.total.shares;
+  plan.scratch_floats = ScratchFloats(params.layer.key_dim, params.layer.value_dim);
+  plan.partials_offset = Aligned(static_cast<int64_t>((params.chunks.size() + 1) * sizeof(Mark)));
+  plan.scratch_offset = plan.partials_offset + Aligned(plan.split ? partial_bytes : 0);
+  plan.bytes = plan.scratch_offset +
+               threads * Aligned(plan.scratch_floats * static_cast<int64_t>(sizeof(float)));
+  return plan;
+}
+
+// One call of Attend.
+class Attention {
+ public:
+  Attention(const Cpu& cpu, const AttentionParams& params, std::span<std::byte> workspace)
+      : cpu_(cpu),
+        params_(params),
+        variant_(VariantOf(cpu.isa)),
+        plan_(PlanOf(cpu, params)),
+        marks_(reinterpret_cast<Mark*>(workspace.data()), params.chunks.size() + 1),
+        partials_(reinterpret_cast<float*>(workspace.data() + plan_.partials_offset)),
+        scratch_(workspace.data() + plan_.scratch_offset) {
+    assert(workspace.size() >= static_cast<size_t>(plan_.bytes));
+    marks_[0] = Mark{};
+    for (size_t i = 0; i < params.chunks.size(); ++i) {
+      marks_[i + 1] = marks_[i];
+      marks_[i + 1].Add(ShapeOf(params, params.chunks[i]), params.chunks[i]);
+    }
+  }
+
+  void Run() {
+    if (!plan_.split) {
+      return cpu_.pool.ParallelFor(plan_.total.tiles, [this](int64_t index, int worker) {
+        variant_.attend_whole(TileAt(index), ScratchOf(worker));
+      });
+    }
+    cpu_.pool.ParallelFor(plan_.total.shares, [this](int64_t index, int worker) {
+      variant_.attend_pieces(ShareAt(index), ScratchOf(worker));
+    });
+    cpu_.pool.ParallelFor(plan_.total.tiles, [this](int64_t index, int worker) {
+      variant_.merge_pieces(TileAt(index), ScratchOf(worker));
+    });
+  }
+
+ private:
+  float* ScratchOf(int worker) const {
+    return reinterpret_cast<float*>(
+        scratch_ + worker * Aligned(plan_.scratch_floats * static_cast<int64_t>(sizeof(float))));
+  }
+
+  // The chunk in which the running count `field` reaches `index`.
+  size_t ChunkOf(int64_t Mark::*field, int64_t index) const {
+    const auto after =
+        std::upper_bound(marks_.begin(), marks_.end(), index,
+                         [field](int64_t value, const Mark& mark) { return value < mark.*field; });
+    return static_cast<size_t>(after - marks_.begin()) - 1;
+  }
+
+  AttendTile TileAt(int64_t index) const {
+    const size_t chunk = ChunkOf(&Mark::tiles, index);
+    return TileOf(chunk, ShapeOf(params_, params_.chunks[chunk]), index - marks_[chunk].tiles);
+  }
+
+  // One piece of a tile.
+  AttendTile ShareAt(int64_t index) const {
+    const size_t chunk = ChunkOf(&Mark::shares, index);
+    const Shape shape = ShapeOf(params_, params_.chunks[chunk]);
+    const int64_t share = index - marks_[chunk].shares;
+    AttendTile tile = TileOf(chunk, shape, share / shape.pieces());
+    const int32_t piece = static_cast<int32_t>(share % shape.pieces());
+    tile.partials += piece * PartialFloats(tile.row_end - tile.row_begin, params_.layer.value_dim);
+    // Past what the tile's last row sees nothing is to be done.
+    const int32_t end = tile.piece_end;
+    tile.piece_begin = std::min(shape.piece_begin + piece, end);
+    tile.piece_end = std::min(tile.piece_begin + 1, end);
+    return tile;
+  }
+
+  AttendTile TileOf(size_t index, const Shape& shape, int64_t tile) const {
+    const SequenceChunk& chunk = params_.chunks[index];
+    const int32_t group = Group(params_);
+    const int64_t kv_head = tile / shape.row_tiles;
+    const int64_t row_begin = tile % shape.row_tiles * kTileRows;
+    const int64_t row_end = std::min(row_begin + kTileRows, shape.rows);
+    const int64_t first_row = marks_[index].rows;
+    const int64_t head = kv_head * group;
+    const int32_t last = chunk.position + static_cast<int32_t>((row_end - 1) / group);
+    return {
+        .params = &params_,
+        .chunk = &chunk,
+        .q = params_.q + first_row * params_.q_stride + head * params_.layer.key_dim,
+        .out = params_.out + first_row * params_.out_stride + head * params_.layer.value_dim,
+        .lse = params_.lse == nullptr ? nullptr : params_.lse + first_row * params_.q_heads + head,
+        .kv_head = static_cast<int32_t>(kv_head),
+        .group = group,
+        .row_begin = static_cast<int32_t>(row_begin),
+        .row_end = static_cast<int32_t>(row_end),
+        .piece_begin = shape.piece_begin,
+        .piece_end = std::max(PieceEnd(params_, last), shape.piece_begin),
+        .partials = partials_ + marks_[index].floats + tile * shape.tile_floats};
+  }
+
+  const Cpu& cpu_;
+  const AttentionParams& params_;
+  const Variant& variant_;
+  const Plan plan_;
+  const std::span<Mark> marks_;  // [chunks + 1]
+  float* const partials_;
+  std::byte* const scratch_;
+};
+
+}  // namespace
+
+size_t AttentionWorkspaceBytes(const Cpu& cpu, const AttentionParams& params) {
+  return static_cast<size_t>(PlanOf(cpu, params).bytes);
+}
+
+void Attend(const Cpu& cpu, const AttentionParams& params, std::span<std::byte> workspace) {
+  Attention(cpu, params, workspace).Run();
+}
+
+void MergeAttention(const Cpu& cpu, const MergeParams& params) {
+  const Variant& variant = VariantOf(cpu.isa);
+  cpu.pool.ParallelFor(params.rows, [&](int64_t row, int) { variant.merge_row(params, row); });
+}
+
+}  // namespace larder::kernels

@@ -1,0 +1,119 @@
+// AVX2, FMA and F16C. Compiled with flags of its own (variant.h, rule 1).
+#include <immintrin.h>
+
+#include "kernels/variant_table.h"
+
+namespace larder::kernels {
+namespace {
+
+struct Vec {
+  using F = __m256;
+  static constexpr int kLanes = 8;
+  static constexpr int kValueVecs = 2;
+
+  static F Zero() { return _mm256_setzero_ps(); }
+  static F Set(float x) { return _mm256_set1_ps(x); }
+  static F Load(const float* from) { return _mm256_loadu_ps(from); }
+  static void Store(float* to, F x) { _mm256_storeu_ps(to, x); }
+  static float First(F x) { return _mm256_cvtss_f32(x); }
+
+  static F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F Div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F Min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F Fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
+  static F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // 2^n as a float32's exponent field; n in [-126, 127].
+  static F Scale(F x, F n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  }
+  static F ZeroBelow(F y, F x, F bound) {
+    return _mm256_and_ps(y, _mm256_cmp_ps(x, bound, _CMP_NLT_UQ));
+  }
+  static float SumOf(F x) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+  }
+  static float MaxOf(F x) {
+    __m128 most = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+    return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+  }
+
+  template <DType D>
+  static F LoadAs(const std::byte* from) {
+    if constexpr (D == DType::kF32) return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    if constexpr (D == DType::kF16) return _mm256_cvtph_ps(halves);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
+
+  template <DType D>
+  static void StoreAs(std::byte* to, F x) {
+    if constexpr (D == DType::kF32) {
+      _mm256_storeu_ps(reinterpret_cast<float*>(to), x);
+    } else {
+      __m128i halves;
+      if constexpr (D == DType::kF16) {
+        halves = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      } else {
+        const __m256i bits = _mm256_castps_si256(x);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i rounded =
+            _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+        halves =
+            _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+      }
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
+    }
+  }
+
+  static F LoadWords(const std::byte* from) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+  }
+  static F LowHalf(F x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16));
+  }
+  static F HighHalf(F x) {
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+
+  // Squares of 2, then 4 within halves; then halves among each other.
+  static void Transpose(F (&x)[8]) {
+    F y[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      y[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+      y[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      x[i] = _mm256_shuffle_ps(y[i], y[i + 2], 0x44);
+      x[i + 1] = _mm256_shuffle_ps(y[i], y[i + 2], 0xee);
+      x[i + 2] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0x44);
+      x[i + 3] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      y[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
+      y[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) x[i] = y[i];
+  }
+};
+
+}  // namespace
+
+constinit const Variant kAvx2Variant = TableOf<Vec>();
+
+}  // namespace larder::kernels

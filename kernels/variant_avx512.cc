@@ -1,0 +1,116 @@
+// AVX-512 F, BW, DQ and VL. Compiled with flags of its own (variant.h, rule 1).
+#include <immintrin.h>
+
+#include "kernels/variant_table.h"
+
+namespace larder::kernels {
+namespace {
+
+struct Vec {
+  using F = __m512;
+  static constexpr int kLanes = 16;
+  static constexpr int kValueVecs = 4;
+
+  static F Zero() { return _mm512_setzero_ps(); }
+  static F Set(float x) { return _mm512_set1_ps(x); }
+  static F Load(const float* from) { return _mm512_loadu_ps(from); }
+  static void Store(float* to, F x) { _mm512_storeu_ps(to, x); }
+  static float First(F x) { return _mm512_cvtss_f32(x); }
+
+  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F Div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F Min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F Fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+  static F Round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
+  static F Scale(F x, F n) { return _mm512_scalef_ps(x, n); }
+  static F ZeroBelow(F y, F x, F bound) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), y);
+  }
+  static float SumOf(F x) { return _mm512_reduce_add_ps(x); }
+  static float MaxOf(F x) { return _mm512_reduce_max_ps(x); }
+
+  template <DType D>
+  static F LoadAs(const std::byte* from) {
+    if constexpr (D == DType::kF32) return _mm512_loadu_ps(from);
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    if constexpr (D == DType::kF16) return _mm512_cvtph_ps(halves);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+
+  template <DType D>
+  static void StoreAs(std::byte* to, F x) {
+    if constexpr (D == DType::kF32) {
+      _mm512_storeu_ps(to, x);
+    } else {
+      __m256i halves;
+      if constexpr (D == DType::kF16) {
+        halves = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      } else {
+        const __m512i bits = _mm512_castps_si512(x);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded =
+            _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+        const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        const __m512i words = _mm512_mask_mov_epi32(rounded, nan, quiet);
+        halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+    }
+  }
+
+  static F LoadWords(const std::byte* from) { return _mm512_loadu_ps(from); }
+  static F LowHalf(F x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 16));
+  }
+  static F HighHalf(F x) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+
+  // Squares of 2, then 4 within quarters; then quarters among each other.
+  static void Transpose(F (&x)[16]) {
+    F y[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      y[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+      y[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      x[i] = Pairs<0x44>(y[i], y[i + 2]);
+      x[i + 1] = Pairs<0xee>(y[i], y[i + 2]);
+      x[i + 2] = Pairs<0x44>(y[i + 1], y[i + 3]);
+      x[i + 3] = Pairs<0xee>(y[i + 1], y[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const F a = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88);
+      const F b = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd);
+      const F c = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
+      const F d = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xdd);
+      y[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+      y[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+      y[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+      y[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) x[i] = y[i];
+  }
+
+ private:
+  template <int kSelect>
+  static F Pairs(F a, F b) {
+    return _mm512_shuffle_ps(a, b, kSelect);
+  }
+};
+
+}  // namespace
+
+constinit const Variant kAvx512Variant = TableOf<Vec>();
+
+}  // namespace larder::kernels

@@ -1,0 +1,123 @@
+// What rows of numbers have in common, over a vector type V. Internal to kernels/.
+//
+// V is a struct of static functions on V::F, a register of V::kLanes floats:
+//   Zero, Set (all lanes), Load, Store, First (lane 0)
+//   Add, Sub, Mul, Div, Max and Min (b where either is a NaN), Fma (a * b + c), Fnma (c - a * b)
+//   Round (to integers), Scale (x * 2^n for integral n), ZeroBelow (0 where x < bound, else y)
+//   SumOf, MaxOf (over the lanes, in a fixed order)
+//   LoadAs<DType>, StoreAs<DType> (kLanes numbers of storage, rounding to nearest even)
+//   LoadWords, LowHalf, HighHalf (words of two bfloat16, and each half as float32)
+//   Transpose (a square of kLanes registers in place)
+// and V::kValueVecs, the registers of values to weigh at once.
+//
+// Everything here is a template over V: its instances stay inside the variant's file, as V is in
+// an unnamed namespace there (variant.h, rule 1).
+//
+// Thread safety: pure functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/kv_layout.h"
+
+namespace larder::kernels {
+
+// e^x for x <= 88, within 2 units of the last place; exactly 0 below -87 and for -infinity; a NaN
+// stays one. Range reduction to |r| <= ln(2) / 2 and a polynomial of degree 6 (Cephes, expf).
+template <typename V>
+typename V::F Exp(typename V::F x) {
+  using F = typename V::F;
+  const F bound = V::Set(-87.0f);
+  const F inside = V::Max(bound, x);
+  const F n = V::Round(V::Mul(inside, V::Set(1.44269504088896341f)));
+  F r = V::Fnma(n, V::Set(0.693359375f), inside);
+  r = V::Fnma(n, V::Set(-2.12194440e-4f), r);
+  F p = V::Set(1.9875691500e-4f);
+  p = V::Fma(p, r, V::Set(1.3981999507e-3f));
+  p = V::Fma(p, r, V::Set(8.3334519073e-3f));
+  p = V::Fma(p, r, V::Set(4.1665795894e-2f));
+  p = V::Fma(p, r, V::Set(1.6666665459e-1f));
+  p = V::Fma(p, r, V::Set(5.0000001201e-1f));
+  p = V::Fma(p, V::Mul(r, r), V::Add(r, V::Set(1.0f)));
+  return V::ZeroBelow(V::Scale(p, n), x, bound);
+}
+
+// The first `count` numbers of storage, zeros in the lanes beyond; reads nothing past them.
+template <typename V, DType D>
+typename V::F LoadSome(const std::byte* from, int32_t count) {
+  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
+  if (count >= V::kLanes) return V::template LoadAs<D>(from);
+  alignas(64) std::byte whole[V::kLanes * kBytes] = {};
+  std::memcpy(whole, from, static_cast<size_t>(count) * kBytes);
+  return V::template LoadAs<D>(whole);
+}
+
+// The first `count` lanes to storage; writes nothing past them.
+template <typename V, DType D>
+void StoreSome(std::byte* to, typename V::F x, int32_t count) {
+  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
+  if (count >= V::kLanes) return V::template StoreAs<D>(to, x);
+  alignas(64) std::byte whole[V::kLanes * kBytes];
+  V::template StoreAs<D>(whole, x);
+  std::memcpy(to, whole, static_cast<size_t>(count) * kBytes);
+}
+
+template <typename V>
+typename V::F LoadFloats(const float* from, int32_t count) {
+  return LoadSome<V, DType::kF32>(reinterpret_cast<const std::byte*>(from), count);
+}
+template <typename V>
+void StoreFloats(float* to, typename V::F x, int32_t count) {
+  StoreSome<V, DType::kF32>(reinterpret_cast<std::byte*>(to), x, count);
+}
+
+template <typename V, DType D>
+void LoadRowAs(const std::byte* from, float* to, int32_t count) {
+  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
+  for (int32_t i = 0; i < count; i += V::kLanes) {
+    StoreFloats<V>(to + i, LoadSome<V, D>(from + i * kBytes, count - i), count - i);
+  }
+}
+
+// `count` numbers of storage as float32.
+template <typename V>
+void LoadRow(DType dtype, const std::byte* from, float* to, int32_t count) {
+  if (dtype == DType::kF32) return LoadRowAs<V, DType::kF32>(from, to, count);
+  if (dtype == DType::kF16) return LoadRowAs<V, DType::kF16>(from, to, count);
+  LoadRowAs<V, DType::kBf16>(from, to, count);
+}
+
+template <typename V, DType D>
+void StoreRowAs(const float* from, std::byte* to, int32_t count) {
+  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
+  for (int32_t i = 0; i < count; i += V::kLanes) {
+    StoreSome<V, D>(to + i * kBytes, LoadFloats<V>(from + i, count - i), count - i);
+  }
+}
+
+// `count` floats to storage.
+template <typename V>
+void StoreRow(DType dtype, const float* from, std::byte* to, int32_t count) {
+  if (dtype == DType::kF32) return StoreRowAs<V, DType::kF32>(from, to, count);
+  if (dtype == DType::kF16) return StoreRowAs<V, DType::kF16>(from, to, count);
+  StoreRowAs<V, DType::kBf16>(from, to, count);
+}
+
+// rope.h's formula for one head: x [dim], cos_sin [2][dim / 2].
+template <typename V>
+void RotateHalves(float* x, const float* cos_sin, int32_t dim) {
+  const int32_t half = dim / 2;
+  for (int32_t i = 0; i < half; i += V::kLanes) {
+    const int32_t count = half - i;
+    const typename V::F cosine = LoadFloats<V>(cos_sin + i, count);
+    const typename V::F sine = LoadFloats<V>(cos_sin + half + i, count);
+    const typename V::F a = LoadFloats<V>(x + i, count);
+    const typename V::F b = LoadFloats<V>(x + half + i, count);
+    StoreFloats<V>(x + i, V::Fnma(b, sine, V::Mul(a, cosine)), count);
+    StoreFloats<V>(x + half + i, V::Fma(a, sine, V::Mul(b, cosine)), count);
+  }
+}
+
+}  // namespace larder::kernels

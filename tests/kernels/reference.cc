@@ -1,0 +1,135 @@
+#include "tests/kernels/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numbers>
+#include <utility>
+
+namespace larder::kernels::testing {
+namespace {
+
+// Bits of a binary format's stored fraction, and its exponent's range.
+struct Format {
+  int fraction_bits;
+  int exponent_min;  // of normal numbers
+  int exponent_max;
+};
+
+Format FormatOf(DType dtype) {
+  if (dtype == DType::kF16) return {10, -14, 15};
+  if (dtype == DType::kBf16) return {7, -126, 127};
+  return {23, -126, 127};
+}
+
+}  // namespace
+
+double Decoded(DType dtype, const std::byte* from) {
+  if (dtype == DType::kF32) {
+    float x;
+    std::memcpy(&x, from, sizeof(x));
+    return x;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  const Format format = FormatOf(dtype);
+  const int exponent_bits = 15 - format.fraction_bits;
+  const int fraction = bits & ((1 << format.fraction_bits) - 1);
+  const int exponent = bits >> format.fraction_bits & ((1 << exponent_bits) - 1);
+  const double sign = bits >> 15 ? -1 : 1;
+  if (exponent == (1 << exponent_bits) - 1) {
+    return fraction != 0 ? std::nan("") : sign * std::numeric_limits<double>::infinity();
+  }
+  const int leading = exponent == 0 ? 0 : 1 << format.fraction_bits;
+  const int power = exponent == 0 ? format.exponent_min : exponent - format.exponent_max;
+  return sign * std::ldexp(leading + fraction, power - format.fraction_bits);
+}
+
+double Rounded(DType dtype, double x) {
+  if (!std::isfinite(x) || x == 0) return x;
+  const Format format = FormatOf(dtype);
+  int exponent;
+  std::frexp(x, &exponent);  // x = [0.5, 1) * 2^exponent
+  const int power = std::max(exponent - 1, format.exponent_min) - format.fraction_bits;
+  const double rounded = std::ldexp(std::nearbyint(std::ldexp(x, -power)), power);
+  const double past = std::ldexp(1, format.exponent_max + 1);
+  return std::abs(rounded) >= past ? std::copysign(std::numeric_limits<double>::infinity(), x)
+                                   : rounded;
+}
+
+void Encode(DType dtype, double x, std::byte* to) {
+  const double rounded = Rounded(dtype, x);
+  if (dtype == DType::kF32) {
+    const auto value = static_cast<float>(rounded);
+    std::memcpy(to, &value, sizeof(value));
+    return;
+  }
+  const Format format = FormatOf(dtype);
+  uint16_t bits = std::signbit(x) ? 0x8000 : 0;
+  const double magnitude = std::abs(rounded);
+  if (std::isinf(magnitude)) {
+    bits |= (1 << 15) - (1 << format.fraction_bits);
+  } else if (magnitude != 0) {
+    int exponent;
+    std::frexp(magnitude, &exponent);
+    const int power = std::max(exponent - 1, format.exponent_min);
+    // A leading one carries into the exponent field, so subnormal numbers need no case.
+    const auto digits = static_cast<int>(std::ldexp(magnitude, format.fraction_bits - power));
+    bits |= static_cast<uint16_t>(((power - format.exponent_min) << format.fraction_bits) + digits);
+  }
+  std::memcpy(to, &bits, sizeof(bits));
+}
+
+ReferenceRow Attention(const ReferenceQuery& query, const HeadRows& keys, const HeadRows& values) {
+  ReferenceRow row;
+  std::vector<std::pair<int32_t, double>> scores;
+  double most = -std::numeric_limits<double>::infinity();
+  for (int32_t t = query.key_begin; t <= query.position && t < query.key_end; ++t) {
+    const bool in_window = query.window == 0 || t > query.position - query.window;
+    if (!in_window && t >= query.sinks) continue;
+    double score = 0;
+    for (size_t i = 0; i < query.q.size(); ++i) score += query.q[i] * keys[t][query.kv_head][i];
+    scores.emplace_back(t, score * query.scale);
+    most = std::max(most, scores.back().second);
+  }
+  row.out.assign(values.empty() ? 0 : values[0][query.kv_head].size(), 0.0);
+  double sum = 0;
+  for (const auto& [t, score] : scores) sum += std::exp(score - most);
+  row.lse = scores.empty() ? most : most + std::log(sum);
+  for (const auto& [t, score] : scores) {
+    const double weight = std::exp(score - row.lse);
+    for (size_t i = 0; i < row.out.size(); ++i) row.out[i] += weight * values[t][query.kv_head][i];
+  }
+  return row;
+}
+
+void Rotate(std::vector<double>& x, int32_t begin, int32_t dim, int32_t position,
+            const std::vector<double>& frequencies) {
+  const int32_t half = dim / 2;
+  for (int32_t i = 0; i < half; ++i) {
+    const double angle = position * frequencies[i];
+    const double a = x[begin + i];
+    const double b = x[begin + half + i];
+    x[begin + i] = a * std::cos(angle) - b * std::sin(angle);
+    x[begin + half + i] = b * std::cos(angle) + a * std::sin(angle);
+  }
+}
+
+std::vector<double> Frequencies(const RopeConfig& config) {
+  std::vector<double> frequencies;
+  for (int32_t i = 0; i < config.dim / 2; ++i) {
+    double f = std::pow(config.theta, -2.0 * i / config.dim);
+    if (config.llama3) {
+      const Llama3RopeScaling& s = *config.llama3;
+      const double turns = s.original_max_position_embeddings * f / (2 * std::numbers::pi);
+      const double kept = std::clamp(
+          (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0., 1.);
+      f = f * kept + f / s.factor * (1 - kept);
+    }
+    frequencies.push_back(f);
+  }
+  return frequencies;
+}
+
+}  // namespace larder::kernels::testing
