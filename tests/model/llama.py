@@ -115,12 +115,20 @@ class RmsNorm(nn.Module):
 
 
 def attend(q, k, v):
-    """Causal softmax(q k / sqrt(head_dim)) v. torch 1.13 has no fused form of it."""
+    """Causal softmax(q k / sqrt(head_dim)) v, all [batch, heads, tokens, head_dim]."""
     if hasattr(functional, "scaled_dot_product_attention"):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-    future = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(future, -math.inf).softmax(dim=-1).to(v.dtype) @ v
+    # torch 1.13 has no fused form. 256 queries at a time keep the scores small enough for malloc
+    # to reuse their memory, and skip most of the keys that lie in the future.
+    parts = []
+    for start in range(0, q.shape[2], 256):
+        queries = q[:, :, start : start + 256]
+        end = start + queries.shape[2]
+        scores = queries @ k[:, :, :end].transpose(2, 3) / math.sqrt(q.shape[3])
+        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(start + 1)
+        weights = scores.masked_fill(future, -math.inf).softmax(dim=-1).to(v.dtype)
+        parts.append(weights @ v[:, :, :end])
+    return torch.cat(parts, dim=2)
 
 
 def rotate(x, rope):

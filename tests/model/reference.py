@@ -25,9 +25,13 @@ import sys
 
 import torch
 
+import corpus
 import llama
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+DEMO = FOLDER.parents[1] / "deploy" / "demo_document.txt"
+# How the demo goes on after its document; the model finishes the sentence.
+QUESTIONS = ("\nMr. Bennet", "\nMrs. Bennet", "\nElizabeth")
 TINY = {
     "vocab_size": 256,
     "hidden_size": 32,
@@ -81,6 +85,7 @@ DTYPES = {
     "tiny_qwen2": lambda name: torch.bfloat16,
     "tiny_llama3": lambda name: torch.float32 if re.search("embed|norm", name) else torch.float16,
 }
+CONTINUATION_TOKENS = 48
 ROWS = 4  # The last rows of a prompt are kept.
 CHECK_TOLERANCE = 2e-3  # Between two machines' float32 sums; a wrong formula is off by far more.
 
@@ -93,15 +98,27 @@ def main():
     if arguments.tiny:
         make_tiny_models()
     failures = 0
-    for name in TINY_MODELS:
+    for name in ("austen", *TINY_MODELS):
         path = FOLDER / name / "reference.json"
         if arguments.check:
             difference = check(llama.load(path.parent), json.loads(path.read_text()))
             failures += difference > CHECK_TOLERANCE
             print(f"{name}: largest difference {difference:.1e}, allowed {CHECK_TOLERANCE:.0e}")
         else:
-            write(path, compute(llama.load(path.parent), tiny_prompts()))
+            prompts = austen_prompts() if name == "austen" else tiny_prompts()
+            write(path, compute(llama.load(path.parent), prompts))
     sys.exit(failures > 0)
+
+
+def austen_prompts():
+    """(name, prompt, length of the continuation): held-out text, then the demo's questions."""
+    _, text = corpus.split()
+    for start, tokens in ((0, 1), (0, 16), (3000, 65), (40000, 300), (80000, 1000)):
+        yield f"{tokens} bytes of held-out text", text[start : start + tokens], CONTINUATION_TOKENS
+    yield "2048 bytes of held-out text", text[120000:122048], 0
+    for question in QUESTIONS:
+        prompt = DEMO.read_bytes() + question.encode()
+        yield f"the demo's document, and {question!r}", prompt, 2 * CONTINUATION_TOKENS
 
 
 def tiny_prompts():
