@@ -1,8 +1,9 @@
-# larder_layer(NAME FOLDER SOURCES... [LINKS TARGETS...] [PRIVATE_LINKS TARGETS...])
+# larder_layer(NAME FOLDER SOURCES... [HEADERS...] [LINKS TARGETS...] [PRIVATE_LINKS TARGETS...])
 #
 # One static library a folder. Its headers are reached as "FOLDER/name.h" through an include
 # root that holds nothing but that folder, and only by the layers that link it: an include
-# against the direction of dependencies does not compile.
+# against the direction of dependencies does not compile. HEADERS: the headers that must compile
+# alone, where the folder holds another target's as well; without it all of the folder.
 set(LARDER_WARNINGS -Wall -Wextra)
 if(LARDER_SANITIZE)
   add_compile_options(-fsanitize=${LARDER_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
@@ -21,14 +22,17 @@ function(larder_include_root target scope folder)
 endfunction()
 
 function(larder_layer name folder)
-  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS;PRIVATE_LINKS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "SOURCES;HEADERS;LINKS;PRIVATE_LINKS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   larder_include_root(${name} PUBLIC ${folder})
   target_link_libraries(${name} PUBLIC ${ARG_LINKS} PRIVATE ${ARG_PRIVATE_LINKS})
   target_compile_options(${name} PRIVATE ${LARDER_WARNINGS})
 
   # Every header compiles alone.
-  file(GLOB headers RELATIVE ${PROJECT_SOURCE_DIR}/${folder} ${PROJECT_SOURCE_DIR}/${folder}/*.h)
+  set(headers ${ARG_HEADERS})
+  if(NOT headers)
+    file(GLOB headers RELATIVE ${PROJECT_SOURCE_DIR}/${folder} ${PROJECT_SOURCE_DIR}/${folder}/*.h)
+  endif()
   set(checks)
   foreach(header ${headers})
     string(MAKE_C_IDENTIFIER ${header} id)
