@@ -48,7 +48,7 @@ enum class Arithmetic : uint8_t {
 struct TransformerOptions {
   Dtype kv_dtype = Dtype::kBf16;
   uint32_t block_tokens = 16;  // 1 to 1,024
-  std::optional<AttentionWindow> window;
+  std::optional<AttentionWindow> window = std::nullopt;
   // Keys are cached before rotation and rotated when they are read, each by its index in the
   // chunk's block table; queries likewise. Blocks may then be taken out of the middle of a
   // table, and `position` counts what is left: positions never pass the trained length
