@@ -14,14 +14,8 @@ constexpr size_t kOutTileFloats = size_t{kTileRowsMax} * kPanelOutputs;
 
 constexpr size_t Aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// 16 at a time, so that compilers take them together.
-void RoundRow(const float* from, uint16_t* to, size_t count) {
-  constexpr size_t kGroup = 16;
-  size_t i = 0;
-  for (; i + kGroup <= count; i += kGroup) {
-    for (size_t j = 0; j < kGroup; ++j) to[i + j] = ToBf16(from[i + j]);
-  }
-  for (; i < count; ++i) to[i] = ToBf16(from[i]);
+void RoundRow(const float* __restrict from, uint16_t* __restrict to, size_t count) {
+  for (size_t i = 0; i < count; ++i) to[i] = ToBf16(from[i]);
 }
 
 void RoundRow(ProductType type, const float* from, std::byte* to, size_t count) {
@@ -32,11 +26,8 @@ void RoundRow(ProductType type, const float* from, std::byte* to, size_t count) 
   }
 }
 
-void Put(const float* from, const float* bias, size_t count, Output output, float* to) {
-  for (size_t i = 0; i < count; ++i) {
-    const float value = bias == nullptr ? from[i] : from[i] + bias[i];
-    to[i] = output == Output::kAdd ? to[i] + value : value;
-  }
+void AddRow(const float* __restrict from, float* __restrict to, size_t count) {
+  for (size_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
 // The rows of a stack of tensors by their place in it.
@@ -165,9 +156,14 @@ void Matmul::MultiplyPanel(const PackedMatrix& matrix, uint32_t panel, uint32_t 
                      scratchpads_.data() + static_cast<size_t>(worker) * scratchpad_bytes_);
     const uint32_t used = std::min(left, sizes[tile]);
     for (uint32_t i = 0; i < used; ++i) {
-      const float* const from = tile_out + size_t{i} * product.outputs();
-      const float* const bias = matrix.bias_.empty() ? nullptr : matrix.bias_.data() + column;
-      Put(from, bias, product.outputs(), output, out + (row + i) * out_stride + column);
+      float* const from = tile_out + size_t{i} * product.outputs();
+      float* const to = out + (row + i) * out_stride + column;
+      if (!matrix.bias_.empty()) AddRow(matrix.bias_.data() + column, from, product.outputs());
+      if (output == Output::kAdd) {
+        AddRow(from, to, product.outputs());
+      } else {
+        std::copy_n(from, product.outputs(), to);
+      }
     }
     row += used;
   }

@@ -21,7 +21,7 @@ namespace {
 using dnnl::memory;
 
 // For one token to some, for a batch of them, and for prompts; measured in README.md.
-constexpr uint32_t kTileRows[] = {kTileRowsMax, 64, 16, 4};
+constexpr uint32_t kTileRows[] = {kTileRowsMax, 64, 32, 16, 8, 4};
 
 // The library decides by this thread's number of OpenMP threads how it divides a product, when
 // a product is made and when it is computed. With one it does not.
