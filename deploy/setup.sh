@@ -18,6 +18,8 @@ packages=(
   librocksdb-dev libxxhash-dev libssl-dev
   # Daemon and command line: metrics, logs, flags, JSON.
   prometheus-cpp-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
+  # Worker: matrix products.
+  libdnnl-dev
   # Tests and benchmarks.
   libgtest-dev libgmock-dev libbenchmark-dev python3 python3-grpcio python3-protobuf
 )
