@@ -28,8 +28,8 @@ std::unique_ptr<Transformer> LoadModel(const std::string& name, Arithmetic arith
                                        Dtype kv_dtype) {
   absl::StatusOr<Weights> weights = Weights::Load(ModelDirectory(name));
   EXPECT_TRUE(weights.ok()) << weights.status();
-  auto transformer =
-      Transformer::Create(*std::move(weights), {.kv_dtype = kv_dtype, .arithmetic = arithmetic});
+  auto transformer = Transformer::Create(
+      *std::move(weights), {.kv_dtype = kv_dtype, .arithmetic = arithmetic, .rows_max = 2'048});
   EXPECT_TRUE(transformer.ok()) << transformer.status();
   return *std::move(transformer);
 }
@@ -102,7 +102,8 @@ TEST_P(ReferenceTest, SameContinuation) {
   EXPECT_GE(compared, 16u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, ReferenceTest, testing::Values("tiny_qwen2", "tiny_llama3"),
+INSTANTIATE_TEST_SUITE_P(Models, ReferenceTest,
+                         testing::Values("tiny_qwen2", "tiny_llama3", "austen"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
