@@ -51,6 +51,17 @@ memory At(const memory::desc& desc, const void* place) {
   return memory(desc, Engine(), const_cast<void*>(place));
 }
 
+dnnl::matmul::primitive_desc Describe(const memory::desc& x, const memory::desc& weights,
+                                      const memory::desc& out) {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+#if DNNL_VERSION_MAJOR >= 3  // Ubuntu 24.04; Debian 12 has 2.6
+  return dnnl::matmul::primitive_desc(Engine(), x, weights, out, attributes);
+#else
+  return dnnl::matmul::primitive_desc(dnnl::matmul::desc(x, weights, out), attributes, Engine());
+#endif
+}
+
 }  // namespace
 
 bool HasBf16Products() {
@@ -82,16 +93,13 @@ TileProduct::Library::Library(uint32_t inputs, uint32_t outputs, ProductType typ
       type(type),
       plain({inputs, outputs}, DataType(type), memory::format_tag::ba) {
   const OneThread one_thread;
-  dnnl::primitive_attr attributes;
-  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   // The library chooses an order of weights for the largest tile; the others must take it.
   packed = memory::desc({inputs, outputs}, DataType(type), memory::format_tag::any);
   for (const uint32_t tile_rows : kTileRows) {
     Tile tile;
     tile.x = memory::desc({tile_rows, inputs}, DataType(type), memory::format_tag::ab);
     tile.out = memory::desc({tile_rows, outputs}, memory::data_type::f32, memory::format_tag::ab);
-    const dnnl::matmul::primitive_desc chosen(dnnl::matmul::desc(tile.x, packed, tile.out),
-                                              attributes, Engine());
+    const dnnl::matmul::primitive_desc chosen = Describe(tile.x, packed, tile.out);
     packed = chosen.weights_desc();
     tile.scratchpad = chosen.scratchpad_desc();
     tile.product = dnnl::matmul(chosen);
