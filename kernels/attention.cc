@@ -56,46 +56,55 @@ Shape ShapeOf(const AttentionParams& params, const SequenceChunk& chunk) {
 struct Mark {
   int64_t rows = 0;
   int64_t tiles = 0;
-  int64_t shares = 0;  // (tile, piece)
+  int64_t shares = 0;  // runs of pieces of a tile
   int64_t floats = 0;
-
-  void Add(const Shape& shape, const SequenceChunk& chunk) {
-    rows += chunk.tokens;
-    tiles += shape.tiles;
-    shares += shape.tiles * shape.pieces();
-    floats += shape.tiles * shape.tile_floats;
-  }
 };
 
 // How a call is shared out, and where its workspace's parts begin.
 struct Plan {
   Mark total;
-  bool split = false;  // shares are pieces of tiles; else whole tiles
+  int32_t share_pieces = 1;
+  bool split = false;  // some tile is more than one share
   int64_t scratch_floats = 0;
   int64_t partials_offset = 0;
   int64_t scratch_offset = 0;
   int64_t bytes = 0;
+
+  int64_t SharesOf(const Shape& shape) const {
+    return (shape.pieces() + share_pieces - 1) / share_pieces;
+  }
+  void Advance(Mark& mark, const Shape& shape, const SequenceChunk& chunk) const {
+    mark.rows += chunk.tokens;
+    mark.tiles += shape.tiles;
+    mark.shares += shape.tiles * SharesOf(shape);
+    mark.floats += shape.tiles * shape.tile_floats;
+  }
 };
 
-// Splitting costs writing and reading partial results, 1.6% of the traffic for a group of 4 heads
-// of 128, so it is for when whole tiles are too few or too uneven for the threads.
+// Tiles are split into runs of pieces only where whole ones are too few or too uneven for the
+// threads: partial results are 1.6% more traffic for a group of 4 heads of 128.
 Plan PlanOf(const Cpu& cpu, const AttentionParams& params) {
+  const auto floats = static_cast<int64_t>(sizeof(float));
+  const int64_t threads = cpu.pool.threads();
   Plan plan;
   int64_t longest = 0;
   for (const SequenceChunk& chunk : params.chunks) {
     const Shape shape = ShapeOf(params, chunk);
-    plan.total.Add(shape, chunk);
+    plan.Advance(plan.total, shape, chunk);
     longest = std::max(longest, shape.pieces());
   }
-  const int64_t threads = cpu.pool.threads();
-  const int64_t partial_bytes = plan.total.floats * static_cast<int64_t>(sizeof(float));
-  plan.split = threads > 1 && longest > 1 && partial_bytes <= kPartialBytesMax &&
-               longest * threads * kSharesAThread > plan.total.shares;
+  const int64_t share = std::max<int64_t>(1, plan.total.shares / (threads * kSharesAThread));
+  plan.split = threads > 1 && share < longest && plan.total.floats * floats <= kPartialBytesMax;
+  plan.share_pieces = static_cast<int32_t>(plan.split ? share : std::max<int64_t>(longest, 1));
+  plan.total.shares = 0;
+  for (const SequenceChunk& chunk : params.chunks) {
+    const Shape shape = ShapeOf(params, chunk);
+    plan.total.shares += shape.tiles * plan.SharesOf(shape);
+  }
   plan.scratch_floats = ScratchFloats(params.layer.key_dim, params.layer.value_dim);
   plan.partials_offset = Aligned(static_cast<int64_t>((params.chunks.size() + 1) * sizeof(Mark)));
-  plan.scratch_offset = plan.partials_offset + Aligned(plan.split ? partial_bytes : 0);
-  plan.bytes = plan.scratch_offset +
-               threads * Aligned(plan.scratch_floats * static_cast<int64_t>(sizeof(float)));
+  plan.scratch_offset = plan.partials_offset + Aligned(plan.split ? plan.total.floats * floats : 0);
+  plan.bytes = plan.scratch_offset + threads * Aligned(plan.scratch_floats * floats);
   return plan;
 }
 
@@ -114,7 +123,7 @@ class Attention {
     marks_[0] = Mark{};
     for (size_t i = 0; i < params.chunks.size(); ++i) {
       marks_[i + 1] = marks_[i];
-      marks_[i + 1].Add(ShapeOf(params, params.chunks[i]), params.chunks[i]);
+      plan_.Advance(marks_[i + 1], ShapeOf(params, params.chunks[i]), params.chunks[i]);
     }
   }
 
@@ -151,18 +160,20 @@ class Attention {
     return TileOf(chunk, ShapeOf(params_, params_.chunks[chunk]), index - marks_[chunk].tiles);
   }
 
-  // One piece of a tile.
+  // A run of pieces of a tile.
   AttendTile ShareAt(int64_t index) const {
     const size_t chunk = ChunkOf(&Mark::shares, index);
     const Shape shape = ShapeOf(params_, params_.chunks[chunk]);
+    const int64_t shares = plan_.SharesOf(shape);
     const int64_t share = index - marks_[chunk].shares;
-    AttendTile tile = TileOf(chunk, shape, share / shape.pieces());
-    const int32_t piece = static_cast<int32_t>(share % shape.pieces());
-    tile.partials += piece * PartialFloats(tile.row_end - tile.row_begin, params_.layer.value_dim);
-    // Past what the tile's last row sees nothing is to be done.
+    AttendTile tile = TileOf(chunk, shape, share / shares);
+    const auto skipped = static_cast<int32_t>(share % shares) * plan_.share_pieces;
+    tile.partials +=
+        skipped * PartialFloats(tile.row_end - tile.row_begin, params_.layer.value_dim);
+    // A tile's rows may see fewer pieces than the chunk's last row.
     const int32_t end = tile.piece_end;
-    tile.piece_begin = std::min(shape.piece_begin + piece, end);
-    tile.piece_end = std::min(tile.piece_begin + 1, end);
+    tile.piece_begin = std::min(shape.piece_begin + skipped, end);
+    tile.piece_end = std::min(tile.piece_begin + plan_.share_pieces, end);
     return tile;
   }
 

@@ -11,6 +11,7 @@
 # LARDER_BENCH_DIR is the folder for the NVMe figures; it needs 2 GiB and O_DIRECT. Standard:
 # build/bench. LARDER_BENCH_BUILD names a build folder that is to be measured as it is.
 #
+# cpu_decode_over_torch needs PyTorch (Debian: python3-torch) and is left out, with a word, without.
 # A goal that is missed is a row like any other. Exits with 1 when a figure could not be measured.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -30,7 +31,7 @@ while [[ $# -gt 0 ]]; do
       continue
       ;;
     -h | --help)
-      sed -n '2,14{s/^# \{0,1\}//;p}' tests/bench/run.sh
+      sed -n '2,15{s/^# \{0,1\}//;p}' tests/bench/run.sh
       exit 0
       ;;
     -*)
@@ -49,7 +50,7 @@ if [[ -z $build ]]; then
   mkdir -p build/logs
   if ! { deploy/setup.sh && cmake --preset release &&
     cmake --build --preset release --parallel "$(nproc)" \
-      --target bench_tree bench_nvme bench_daemon larderd; } >"$log" 2>&1; then
+      --target bench_tree bench_nvme bench_daemon bench_kernels larderd; } >"$log" 2>&1; then
     tail -n 40 "$log" >&2
     printf 'run.sh: the build failed: %s\n' "$log" >&2
     exit 1
@@ -72,6 +73,7 @@ measure() {
 measure bench_tree
 measure bench_daemon "--larderd=$build/server/larderd" "--directory=$folder"
 measure bench_nvme "--directory=$folder"
+measure bench_kernels "--torch=tests/bench/torch_sdpa.py"
 
 /usr/bin/python3 tests/bench/table.py "$lines" "$json" "${names[@]}" || exit_code=1
 exit "$exit_code"
