@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/tile_reader.h"
 #include "kernels/variant.h"
 #include "kernels/vector_math.h"
 
@@ -59,9 +60,8 @@ class PieceKernel {
  private:
   using F = typename V::F;
   static constexpr int kLanes = V::kLanes;
-  static constexpr int kRowBlock = 4;  // rows that share a load of keys or values
-  static constexpr uint32_t kAllTokens = ~uint32_t{0};
-  static_assert(kTileTokens == 32, "a mask has a bit a token");
+  static constexpr int kRowBlock = 4;    // rows that share a load of keys or values
+  static constexpr int kTilesAhead = 1;  // 8 KiB for heads of 128 in bf16
 
   // What rows have gathered: maximum score, sum of weights, weighted sum of values.
   struct Rows {
@@ -75,16 +75,14 @@ class PieceKernel {
         params_(*tile.params),
         layer_(tile.params->layer),
         rows_(tile.row_end - tile.row_begin),
+        key_stride_((layer_.key_dim + kPadFloats - 1) / kPadFloats * kPadFloats),
         o_stride_((layer_.value_dim + kPadFloats - 1) / kPadFloats * kPadFloats),
-        bytes_(layer_.dtype == DType::kF32 ? 4 : 2) {
-    const int32_t key_stride = (layer_.key_dim + kPadFloats - 1) / kPadFloats * kPadFloats;
-    stage_stride_ = key_stride > o_stride_ ? key_stride : o_stride_;
-    keys_ = scratch;
-    stage_ = keys_ + int64_t{kTileTokens} * key_stride;
-    scores_ = stage_ + int64_t{kTileTokens} * stage_stride_;
-    float* const rest = scores_ + int64_t{kTileRows} * kPieceTokens;
-    piece_ = RowsAt(rest);
-    total_ = RowsAt(rest + int64_t{kTileRows} * (2 + o_stride_));
+        scores_(scratch),
+        keys_(scores_ + int64_t{kTileRows} * kPieceTokens),
+        piece_(RowsAt(keys_ + int64_t{kTileTokens} * key_stride_)),
+        total_(RowsAt(piece_.m + int64_t{kTileRows} * (2 + o_stride_))),
+        reader_(tile, total_.m + int64_t{kTileRows} * (2 + o_stride_),
+                key_stride_ > o_stride_ ? key_stride_ : o_stride_) {
     for (int32_t r = 0; r < rows_; ++r) {
       const int32_t row = tile.row_begin + r;
       const int32_t head = row % tile.group;
@@ -103,73 +101,13 @@ class PieceKernel {
     for (int32_t r = 0; r < rows_; ++r) rows.m[r] = -HUGE_VALF;
   }
 
-  // --- which tokens a row sees -------------------------------------------------------------------
-
-  // Bits of the tokens of [begin, end) in the tile that starts at `token`.
-  static uint32_t Bits(int64_t token, int64_t begin, int64_t end) {
-    begin = begin < token ? 0 : begin - token;
-    end = end > token + kTileTokens ? kTileTokens : end - token;
-    if (begin >= end) return 0;
-    return (kAllTokens >> (kTileTokens - (end - begin))) << begin;
-  }
-
-  uint32_t Visible(int32_t row, int64_t token) const {
-    const int64_t end = int64_t{positions_[row]} + 1;
-    uint32_t bits = Bits(token, params_.key_begin, end < params_.key_end ? end : params_.key_end);
-    if (params_.window > 0) {
-      bits &= Bits(token, 0, params_.sinks) | Bits(token, end - params_.window, end);
-    }
-    return bits;
-  }
-
-  // --- where they lie ----------------------------------------------------------------------------
-
-  // Addresses of a tile's rows of K or V. Tokens that nobody sees get the address of one that
-  // somebody does: their memory is never touched.
-  void Addresses(int64_t token, uint32_t seen, int64_t offset_bytes,
-                 const std::byte* (&rows)[kTileTokens]) const {
-    const int32_t first = __builtin_ctz(seen);
-    const int32_t end = kTileTokens - __builtin_clz(seen);
-    const int64_t head = offset_bytes + tile_.kv_head * layer_.head_stride_bytes;
-    int64_t block = (token + first) / layer_.block_tokens;
-    int64_t slot = (token + first) % layer_.block_tokens;
-    for (int32_t i = first; i < end; ++i) {
-      const bool touched = (seen >> i & 1) != 0;
-      rows[i] = touched ? tile_.chunk->blocks[block] + head + slot * layer_.token_stride_bytes
-                        : rows[first];
-      if (++slot == layer_.block_tokens) {
-        slot = 0;
-        ++block;
-      }
-    }
-    for (int32_t i = 0; i < first; ++i) rows[i] = rows[first];
-    for (int32_t i = end; i < kTileTokens; ++i) rows[i] = rows[first];
-  }
-
-  // --- what is read next -------------------------------------------------------------------------
-
-  // The hardware sees no pattern across blocks and heads, and none in the order in which keys are
-  // packed. So each tile's memory is asked for while the one before it is worked on, row by row
-  // in the order of addresses, which is what the hardware's own streams then follow.
-
-  void LookAhead(int64_t token, uint32_t seen, bool value) {
-    ahead_ = seen != 0;
-    if (!ahead_) return;
-    Addresses(token, seen, value ? layer_.value_offset_bytes : layer_.key_offset_bytes, next_);
-    next_bytes_ = (value ? layer_.value_dim : layer_.key_dim) * bytes_;
-  }
-
-  void FetchRow(int32_t i) const {
-    for (int32_t at = 0; at < next_bytes_; at += 64) __builtin_prefetch(next_[i] + at, 0, 2);
-  }
-
   // --- 1. keys -----------------------------------------------------------------------------------
 
   void Keys(int64_t token, uint32_t seen) {
-    const std::byte* rows[kTileTokens];
-    Addresses(token, seen, layer_.key_offset_bytes, rows);
+    TokenRows rows;
+    reader_.Addresses(token, seen, false, rows);
     if (params_.rotation.cos_sin != nullptr) {
-      Rotate(token, seen, rows);
+      reader_.Rotate(token, seen, rows);
       return Pack<DType::kF32>(rows);
     }
     switch (layer_.dtype) {
@@ -182,33 +120,9 @@ class PieceKernel {
     }
   }
 
-  // Converts the keys of `rows` to float32 in stage_ and rotates them; `rows` then lie there.
-  void Rotate(int64_t token, uint32_t seen, const std::byte* (&rows)[kTileTokens]) {
-    const KeyRotation& rotation = params_.rotation;
-    Stage(seen, rows, layer_.key_dim);
-    for (uint32_t left = seen; left != 0; left &= left - 1) {
-      const int32_t i = __builtin_ctz(left);
-      RotateHalves<V>(stage_ + i * stage_stride_ + rotation.begin,
-                      rotation.cos_sin + (token + i) * rotation.dim, rotation.dim);
-    }
-  }
-
-  // Converts `count` numbers of each row that is seen to stage_; `rows` then lie there.
-  void Stage(uint32_t seen, const std::byte* (&rows)[kTileTokens], int32_t count) {
-    for (uint32_t left = seen; left != 0; left &= left - 1) {
-      const int32_t i = __builtin_ctz(left);
-      LoadRow<V>(layer_.dtype, rows[i], stage_ + i * stage_stride_, count);
-    }
-    const int32_t first = __builtin_ctz(seen);
-    for (int32_t i = 0; i < kTileTokens; ++i) {
-      const int32_t at = (seen >> i & 1) != 0 ? i : first;
-      rows[i] = reinterpret_cast<const std::byte*>(stage_ + at * stage_stride_);
-    }
-  }
-
   // keys_[dim][token] = rows[token][dim], kLanes tokens and as many dims at a time.
   template <DType D>
-  void Pack(const std::byte* const (&rows)[kTileTokens]) {
+  void Pack(const TokenRows& rows) {
     for (int32_t token = 0; token < kTileTokens; token += kLanes) {
       int32_t dim = 0;
       if constexpr (D == DType::kBf16) {
@@ -247,10 +161,10 @@ class PieceKernel {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = V::Zero();
       const float* key = keys_ + token;
-      const bool ahead = ahead_ && row == 0 && token == 0;
+      const bool ahead = reader_.ahead() && row == 0 && token == 0;
       int32_t dim = 0;
       for (int32_t i = 0; i < kTileTokens; ++i) {
-        if (ahead) FetchRow(i);
+        if (ahead) reader_.FetchRow(i);
         for (const int32_t end = (i + 1) * layer_.key_dim / kTileTokens; dim < end; ++dim) {
           const F key0 = V::Load(key);
           const F key1 = V::Load(key + kLanes);
@@ -276,7 +190,7 @@ class PieceKernel {
   // The same sums for all rows, when these are few: straight from each square of keys in
   // registers, as packed keys would not be read again. A third less time for a group of 4.
   template <int R>
-  void ScoresInPlace(const std::byte* const (&rows)[kTileTokens], int32_t tile) {
+  void ScoresInPlace(const TokenRows& rows, int32_t tile) {
     constexpr int kDims = 2 * kLanes;
     const int32_t squares = kTileTokens / kLanes * (layer_.key_dim / kDims);
     int32_t square = 0;
@@ -286,8 +200,8 @@ class PieceKernel {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sum[r] = V::Zero();
       for (int32_t dim = 0; dim < layer_.key_dim; dim += kDims) {
-        const int32_t fetch_end = ahead_ ? ++square * kTileTokens / squares : 0;
-        for (; fetched < fetch_end; ++fetched) FetchRow(fetched);
+        const int32_t fetch_end = reader_.ahead() ? ++square * kTileTokens / squares : 0;
+        for (; fetched < fetch_end; ++fetched) reader_.FetchRow(fetched);
         F block[kLanes];
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) block[i] = V::LoadWords(rows[token + i] + dim * 2);
@@ -316,8 +230,8 @@ class PieceKernel {
   }
 
   void ScoreTileInPlace(int32_t tile, int64_t token, uint32_t seen) {
-    const std::byte* rows[kTileTokens];
-    Addresses(token, seen, layer_.key_offset_bytes, rows);
+    TokenRows rows;
+    reader_.Addresses(token, seen, false, rows);
     if (rows_ == 4) ScoresInPlace<4>(rows, tile);
     if (rows_ == 3) ScoresInPlace<3>(rows, tile);
     if (rows_ == 2) ScoresInPlace<2>(rows, tile);
@@ -372,11 +286,11 @@ class PieceKernel {
   // --- 3. values ---------------------------------------------------------------------------------
 
   void Values(int64_t token, uint32_t seen, int32_t tile, Rows to) {
-    const std::byte* rows[kTileTokens];
-    Addresses(token, seen, layer_.value_offset_bytes, rows);
+    TokenRows rows;
+    reader_.Addresses(token, seen, true, rows);
     // Converted as they are loaded for the few rows of a decode step, once for many.
     if (rows_ > kRowBlock && layer_.dtype != DType::kF32) {
-      Stage(seen, rows, layer_.value_dim);
+      reader_.Stage(seen, rows, layer_.value_dim);
       return ValuesAs<DType::kF32>(rows, tile, to);
     }
     switch (layer_.dtype) {
@@ -390,7 +304,7 @@ class PieceKernel {
   }
 
   template <DType D>
-  void ValuesAs(const std::byte* const (&rows)[kTileTokens], int32_t tile, Rows to) {
+  void ValuesAs(const TokenRows& rows, int32_t tile, Rows to) {
     const uint32_t* const visible = visible_[tile];
     int32_t row = 0;
     for (; row + kRowBlock <= rows_; row += kRowBlock) {
@@ -407,8 +321,7 @@ class PieceKernel {
 
   // R rows that see the same tokens: each run of these in turn.
   template <DType D, int R>
-  void ValuesOfRuns(const std::byte* const (&rows)[kTileTokens], int32_t row, int32_t tile,
-                    Rows to) {
+  void ValuesOfRuns(const TokenRows& rows, int32_t row, int32_t tile, Rows to) {
     uint32_t left = visible_[tile][row];
     while (left != 0) {
       const int32_t begin = __builtin_ctz(left);
@@ -419,7 +332,7 @@ class PieceKernel {
                     end,
                     ScoresOf(row) + tile * kTileTokens,
                     to.o + int64_t{row} * o_stride_,
-                    ahead_ && row == 0};
+                    reader_.ahead() && row == 0};
       int32_t dim = 0;
       for (; dim + V::kValueVecs * kLanes <= layer_.value_dim; dim += V::kValueVecs * kLanes) {
         Weigh<D, R, V::kValueVecs>(run, dim);
@@ -451,7 +364,7 @@ class PieceKernel {
       for (int n = 0; n < N; ++n) sum[r][n] = V::Load(run.o + r * o_stride_ + dim + n * kLanes);
     }
     for (int32_t t = run.begin; t < run.end; ++t) {
-      if (run.ahead && dim == 0) FetchRow(t);
+      if (run.ahead && dim == 0) reader_.FetchRow(t);
       const std::byte* const from = run.rows[t] + dim * kBytes;
       F value[N];
 #pragma GCC unroll 4
@@ -486,38 +399,39 @@ class PieceKernel {
     for (int32_t tile = 0; tile < kPieceTiles; ++tile) {
       seen[tile] = 0;
       for (int32_t r = 0; r < rows_; ++r) {
-        visible_[tile][r] = Visible(r, start + tile * kTileTokens);
+        visible_[tile][r] = reader_.Visible(positions_[r], start + tile * kTileTokens);
         seen[tile] |= visible_[tile][r];
       }
       if (seen[tile] != 0) tiles = tile + 1;
     }
     for (int32_t tile = 0; tile < tiles; ++tile) {
-      const int64_t token = start + tile * kTileTokens;
-      if (tile + 1 < tiles) {
-        LookAhead(token + kTileTokens, seen[tile + 1], false);
-      } else {
-        LookAhead(start, seen[0], true);
-      }
+      LookAhead(piece, tile + kTilesAhead, tiles, seen);
       if (seen[tile] != 0 && InPlace()) {
-        ScoreTileInPlace(tile, token, seen[tile]);
+        ScoreTileInPlace(tile, start + tile * kTileTokens, seen[tile]);
         continue;
       }
-      if (seen[tile] != 0) Keys(token, seen[tile]);
+      if (seen[tile] != 0) Keys(start + tile * kTileTokens, seen[tile]);
       ScoreTile(tile);
     }
     for (int32_t r = 0; r < rows_; ++r) Softmax(r, tiles, to);
     std::memset(to.o, 0, sizeof(float) * rows_ * o_stride_);
     for (int32_t tile = 0; tile < tiles; ++tile) {
-      const int64_t token = start + tile * kTileTokens;
-      if (tile + 1 < tiles) {
-        LookAhead(token + kTileTokens, seen[tile + 1], true);
-      } else {
-        const int64_t next = start + kPieceTokens;
-        const uint32_t next_seen = piece + 1 < tile_.piece_end ? Visible(0, next) : 0;
-        LookAhead(next, next_seen, false);
-      }
-      if (seen[tile] != 0) Values(token, seen[tile], tile, to);
+      LookAhead(piece, tiles + tile + kTilesAhead, tiles, seen);
+      if (seen[tile] != 0) Values(start + tile * kTileTokens, seen[tile], tile, to);
     }
+  }
+
+  // Has the reader look at the `step`th tile of those read for this piece and the next: all tiles'
+  // keys, then all tiles' values.
+  void LookAhead(int32_t piece, int32_t step, int32_t tiles, const uint32_t (&seen)[kPieceTiles]) {
+    const int64_t start = int64_t{piece} * kPieceTokens;
+    const int32_t tile = step % tiles;
+    if (step < 2 * tiles) {
+      return reader_.LookAhead(start + tile * kTileTokens, seen[tile], step >= tiles);
+    }
+    const int64_t token = start + kPieceTokens + tile * kTileTokens;
+    const bool last = piece + 1 == tile_.piece_end;
+    reader_.LookAhead(token, last ? 0 : reader_.Visible(positions_[0], token), false);
   }
 
   // --- 4. merge ----------------------------------------------------------------------------------
@@ -571,20 +485,17 @@ class PieceKernel {
   const AttentionParams& params_;
   const KvLayer& layer_;
   const int32_t rows_;
+  const int64_t key_stride_;
   const int64_t o_stride_;
-  const int32_t bytes_;  // of a stored number
-  int64_t stage_stride_;
-  float* keys_;    // [key_dim][kTileTokens]
-  float* stage_;   // [kTileTokens][stage_stride_]
-  float* scores_;  // [kTileRows][kPieceTokens]; weights after the softmax
-  Rows piece_;
-  Rows total_;
+  // Scratch, in this order; after it the reader's.
+  float* const scores_;  // [kTileRows][kPieceTokens]; weights after the softmax
+  float* const keys_;    // [key_dim][kTileTokens]
+  const Rows piece_;
+  const Rows total_;
+  TileReader<V> reader_;
   const float* q_[kTileRows];
   int32_t positions_[kTileRows];
   uint32_t visible_[kPieceTiles][kTileRows];
-  bool ahead_ = false;                  // next_ is set
-  const std::byte* next_[kTileTokens];  // rows of the tile that is read next
-  int32_t next_bytes_ = 0;              // of each
 };
 
 }  // namespace larder::kernels

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <chrono>
 #include <set>
 #include <thread>
 #include <vector>
@@ -46,18 +45,6 @@ TEST(ThreadPoolTest, AllThreadsWorkAtOnce) {
     });
     EXPECT_EQ(std::set<int>(workers.begin(), workers.end()).size(), size_t{kThreads});
   }
-}
-
-TEST(ThreadPoolTest, WorkersWakeAfterSleep) {
-  ThreadPool pool(2);
-  std::atomic<int> arrived = 0;
-  // Longer than a worker looks for the next loop.
-  std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  pool.ParallelFor(2, [&](int64_t, int) {
-    ++arrived;
-    while (arrived < 2) std::this_thread::yield();
-  });
-  EXPECT_EQ(arrived, 2);
 }
 
 TEST(ThreadPoolTest, ZeroMeansOneForEachCpu) {
