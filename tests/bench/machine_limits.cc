@@ -53,7 +53,7 @@ __attribute__((target("avx2"))) uint64_t ReadAvx2(const std::byte* from, int64_t
   return words[0] | words[3];
 }
 
-__attribute__((target("avx512f"), optimize("O3"))) float FmaAvx512() {
+__attribute__((target("avx512f"))) float FmaAvx512() {
   __m512 sums[kChains];
   for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
   const __m512 factor = _mm512_set1_ps(0.999f);
@@ -66,7 +66,7 @@ __attribute__((target("avx512f"), optimize("O3"))) float FmaAvx512() {
   return total;
 }
 
-__attribute__((target("avx2,fma"), optimize("O3"))) float FmaAvx2() {
+__attribute__((target("avx2,fma"))) float FmaAvx2() {
   __m256 sums[kChains];
   for (int i = 0; i < kChains; ++i) sums[i] = _mm256_set1_ps(static_cast<float>(i));
   const __m256 factor = _mm256_set1_ps(0.999f);
