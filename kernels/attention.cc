@@ -12,7 +12,7 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kPartialBytesMax = int64_t{64} << 20;
 // A thread should have this many shares of the work, so that the last to finish is not waited for
 // long.
-constexpr int64_t kSharesAThread = 4;
+constexpr int64_t kSharesAThread = 8;
 
 constexpr int64_t Aligned(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
