@@ -1,11 +1,14 @@
 #include "client/flags.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <functional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "client/names.h"
 
 namespace larder::cli {
@@ -57,6 +60,33 @@ absl::StatusOr<uint64_t> ParseNumber(std::string_view text, uint64_t min, uint64
   return value;
 }
 
+absl::StatusOr<double> ParseReal(std::string_view text, double min, double max) {
+  double value = 0;
+  // NaN is not at least anything.
+  if (!absl::SimpleAtod(Abseil(text), &value) || !(value >= min) || value > max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", Abseil(text), "\" must be a number from ", min, " to ", max));
+  }
+  return value;
+}
+
+absl::StatusOr<uint64_t> ParseBytes(std::string_view text, uint64_t min) {
+  constexpr std::array<std::pair<absl::string_view, int>, 4> kUnits = {
+      {{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}}};
+  absl::string_view digits = Abseil(text);
+  int shift = 0;
+  for (const auto& [unit, bits] : kUnits) {
+    if (!absl::ConsumeSuffix(&digits, unit)) continue;
+    shift = bits;
+    break;
+  }
+  const absl::StatusOr<uint64_t> number =
+      ParseNumber({digits.data(), digits.size()}, 0, std::numeric_limits<uint64_t>::max() >> shift);
+  if (number.ok() && *number << shift >= min) return *number << shift;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "\"", Abseil(text), "\" must be a size like 512MiB, 8GiB or 1073741824, at least ", min));
+}
+
 absl::StatusOr<absl::Duration> ParseDuration(std::string_view text) {
   absl::Duration duration;
   double seconds = 0;
@@ -88,6 +118,20 @@ CLI::Option* AddNumber(CLI::App& app, const std::string& name, uint64_t& value, 
   return AddParsed<uint64_t>(
       app, name, value, [min, max](const std::string& text) { return ParseNumber(text, min, max); },
       "N", help);
+}
+
+CLI::Option* AddReal(CLI::App& app, const std::string& name, double& value, double min, double max,
+                     const std::string& help) {
+  return AddParsed<double>(
+      app, name, value, [min, max](const std::string& text) { return ParseReal(text, min, max); },
+      "X", help);
+}
+
+CLI::Option* AddBytes(CLI::App& app, const std::string& name, uint64_t& value, uint64_t min,
+                      const std::string& help) {
+  return AddParsed<uint64_t>(
+      app, name, value, [min](const std::string& text) { return ParseBytes(text, min); }, "SIZE",
+      help);
 }
 
 CLI::Option* AddDuration(CLI::App& app, const std::string& name, absl::Duration& value,

@@ -25,6 +25,26 @@ TEST(ParseNumber, TakesDigitsInBounds) {
   }
 }
 
+TEST(ParseReal, TakesNumbersInBounds) {
+  EXPECT_EQ(*ParseReal("0.25", 0, 1), 0.25);
+  EXPECT_EQ(*ParseReal("1e0", 0, 1), 1);
+  for (const char* bad : {"", "1.01", "-0.1", "nan", "inf", "1x"}) {
+    EXPECT_EQ(ParseReal(bad, 0, 1).status(),
+              absl::InvalidArgumentError("\"" + std::string(bad) +
+                                         "\" must be a number from 0 to 1"));
+  }
+}
+
+TEST(ParseBytes, TakesUnits) {
+  EXPECT_EQ(*ParseBytes("4096", 1), 4096u);
+  EXPECT_EQ(*ParseBytes("512MiB", 1), uint64_t{512} << 20);
+  EXPECT_EQ(*ParseBytes("16TiB", 1), uint64_t{16} << 40);
+  for (const char* bad : {"", "KiB", "0", "1 MiB", "1MB", "1MiBKiB", "-1", "16777216TiB"}) {
+    EXPECT_FALSE(ParseBytes(bad, 1).ok()) << bad;
+  }
+  EXPECT_NE(MessageOf(ParseBytes("1KiB", 2048).status()).find("at least 2048"), std::string::npos);
+}
+
 TEST(ParseDuration, TakesUnitsAndSeconds) {
   EXPECT_EQ(*ParseDuration("250ms"), absl::Milliseconds(250));
   EXPECT_EQ(*ParseDuration("1m30s"), absl::Seconds(90));
