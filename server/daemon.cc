@@ -59,7 +59,7 @@ absl::Status Annotate(const absl::Status& status, std::string_view key) {
 // Members in the order in which they are built; each uses only those above it.
 class Daemon::Impl {
  public:
-  explicit Impl(const Config& config) : config_(config) {}
+  Impl(const Config& config, DaemonHooks hooks) : config_(config), hooks_(std::move(hooks)) {}
   ~Impl();
 
   absl::Status Start();
@@ -80,6 +80,7 @@ class Daemon::Impl {
   std::optional<Sessions::Peer> PeerOf(SessionId session) const;
 
   const Config config_;
+  const DaemonHooks hooks_;
   const uint64_t boot_id_ = Random64();
   const SteadyClock clock_;
   CacheLink link_;
@@ -156,6 +157,7 @@ absl::Status Daemon::Impl::OpenNvme() {
   options.bytes = config_.nvme_bytes;
   options.slab_bytes = SlabSize(config_.nvme_bytes);
   options.io_threads = static_cast<int>(config_.nvme_threads);
+  options.wrap_io = hooks_.wrap_nvme_io;
   options.on_writable = [this](bool writable) {
     Log(writable ? LogLevel::kInfo : LogLevel::kError,
         writable ? "nvme takes writes again" : "nvme degraded, writes stopped");
@@ -340,8 +342,8 @@ Daemon::Impl::~Impl() {
 Daemon::Daemon(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Daemon::~Daemon() = default;
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
-  auto impl = std::make_unique<Impl>(config);
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config, DaemonHooks hooks) {
+  auto impl = std::make_unique<Impl>(config, std::move(hooks));
   if (absl::Status status = impl->Start(); !status.ok()) return status;
   return std::unique_ptr<Daemon>(new Daemon(std::move(impl)));
 }

@@ -9,18 +9,27 @@
 //      last.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "server/config.h"
+#include "storage/io_backend.h"
 
 namespace larder {
+
+// What a test's daemon has between itself and the world; nothing in larderd.
+struct DaemonHooks {
+  // Wraps the NVMe tier's file, as NvmeStore::Options::wrap_io.
+  std::function<std::unique_ptr<IoBackend>(std::unique_ptr<IoBackend>)> wrap_nvme_io;
+};
 
 class Daemon {
  public:
   // Errors name the setting that must change.
-  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Config& config);
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Config& config,
+                                                       DaemonHooks hooks = {});
   ~Daemon();
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
@@ -39,6 +48,6 @@ class Daemon {
 
 // Starts, says so on stdout, serves until SIGTERM or SIGINT, drains. A second signal exits at
 // once. Returns the exit code: 0 after draining, 1 when the daemon could not start.
-int RunDaemon(const Config& config);
+int RunDaemon(const Config& config, DaemonHooks hooks = {});
 
 }  // namespace larder

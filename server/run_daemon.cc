@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "server/daemon.h"
 #include "server/log.h"
@@ -41,14 +42,14 @@ void ExitOnNextSignal(const sigset_t& signals) {
 
 }  // namespace
 
-int RunDaemon(const Config& config) {
+int RunDaemon(const Config& config, DaemonHooks hooks) {
   mallopt(M_ARENA_MAX, kMallocArenas);
   signal(SIGPIPE, SIG_IGN);
   // Blocked here, so that no thread started later takes them.
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
-  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(config);
+  absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(config, std::move(hooks));
   if (!daemon.ok()) {
     Log(LogLevel::kError, "cannot start", {{"why", std::string(daemon.status().message())}});
     return 1;
