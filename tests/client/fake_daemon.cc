@@ -157,6 +157,12 @@ grpc::Status FakeDaemon::Enter(grpc::ServerContext* context, const std::string& 
   return grpc::Status(grpc::NOT_FOUND, "session_id: no such session");
 }
 
+grpc::Status FakeDaemon::OpenModel(grpc::ServerContext*, const v1::OpenModelRequest*,
+                                   v1::Model* response) {
+  *response = Model();
+  return grpc::Status::OK;
+}
+
 grpc::Status FakeDaemon::Attach(grpc::ServerContext* context, const v1::AttachRequest*,
                                 grpc::ServerWriter<v1::AttachEvent>* writer) {
   v1::AttachEvent event;

@@ -63,6 +63,8 @@ class FakeDaemon final : public v1::KvCache::Service {
 
   // --- v1::KvCache ---------------------------------------------------------------------
 
+  grpc::Status OpenModel(grpc::ServerContext* context, const v1::OpenModelRequest* request,
+                         v1::Model* response) override;
   grpc::Status Attach(grpc::ServerContext* context, const v1::AttachRequest* request,
                       grpc::ServerWriter<v1::AttachEvent>* writer) override;
   grpc::Status LookupPrefix(grpc::ServerContext* context, const v1::LookupPrefixRequest* request,

@@ -1,0 +1,52 @@
+// BlockPool: the worker's own K/V blocks, for what is not in the cache. One mapping whose pages
+// are taken as they are used.
+//
+// Thread safety: one thread at a time.
+//
+// Invariants:
+//   1. A block is in use as long as a reference to it exists; samples of one prompt share.
+//   2. The pool outlives its blocks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace larder::worker {
+
+// Memory of one block and whatever keeps it good: the pool's count, or a lease. Shared, because
+// several sequences read a common prefix and the last of them gives it back.
+using BlockRef = std::shared_ptr<std::byte>;
+
+class BlockPool {
+ public:
+  // `block_bytes` is a multiple of 64. RESOURCE_EXHAUSTED where the address space is not to be
+  // had; INVALID_ARGUMENT where not even one block fits.
+  static absl::StatusOr<std::unique_ptr<BlockPool>> Create(uint64_t pool_bytes,
+                                                           uint64_t block_bytes);
+  ~BlockPool();
+  BlockPool(const BlockPool&) = delete;
+  BlockPool& operator=(const BlockPool&) = delete;
+
+  // A free block, its content undefined. One must be free.
+  BlockRef Take();
+
+  uint64_t blocks() const { return blocks_; }
+  uint64_t used() const { return used_; }
+  uint64_t block_bytes() const { return block_bytes_; }
+
+ private:
+  BlockPool(std::byte* base, uint64_t blocks, uint64_t block_bytes);
+
+  std::byte* const base_;
+  const uint64_t blocks_;
+  const uint64_t block_bytes_;
+  uint64_t used_ = 0;
+  uint64_t touched_ = 0;          // blocks from the start that were ever handed out
+  std::vector<std::byte*> free_;  // of those; the last given back is the first taken
+};
+
+}  // namespace larder::worker
