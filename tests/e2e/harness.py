@@ -4,7 +4,7 @@ A test class derives from LarderTest; each test starts the daemons it needs in a
 directory of its own and talks to them over unix sockets. Nothing here waits by the clock: it
 waits for a line, an exit or a state, and fails when that has not come within DEADLINE_SECONDS.
 
-Environment: TEST_LARDERD and TEST_LARDER name the binaries.
+Environment: TEST_LARDERD, TEST_LARDER, TEST_LARDER_WORKER and TEST_SLOW_LARDERD name the binaries.
 """
 
 import contextlib
@@ -31,6 +31,10 @@ from worker import Refused
 # Sanitizers make everything several times slower; a deadline here only ends a hang.
 DEADLINE_SECONDS = 60
 LARDERD = os.environ.get("TEST_LARDERD", str(stubs.SOURCE / "build/release/server/larderd"))
+SLOW_LARDERD = os.environ.get("TEST_SLOW_LARDERD",
+                              str(stubs.SOURCE / "build/release/tests/e2e/slow_larderd"))
+LARDER_WORKER = os.environ.get("TEST_LARDER_WORKER",
+                               str(stubs.SOURCE / "build/release/client/worker/larder-worker"))
 LARDER = os.environ.get("TEST_LARDER", str(stubs.SOURCE / "build/release/client/larder"))
 
 # Blocks of worker.SPEC (64 KiB) that each tier holds unless a test says otherwise.
@@ -109,13 +113,15 @@ class Process:
 class Daemon:
     """larderd on sockets in `directory`; may be killed and started again on the same NVMe tier."""
 
-    def __init__(self, directory, gpu=GPU_BLOCKS, host=HOST_BLOCKS, nvme=NVME_BLOCKS, flags=()):
+    def __init__(self, directory, gpu=GPU_BLOCKS, host=HOST_BLOCKS, nvme=NVME_BLOCKS, flags=(),
+                 program=LARDERD):
         self.directory = pathlib.Path(directory)
         self.socket = self.directory / "larder.sock"
         self.address = f"unix:{self.socket}"
         self.nvme = self.directory / "nvme"
         self.sizes = dict(gpu=gpu, host=host, nvme=nvme)
         self.flags = list(flags)
+        self.program = program
         self.process = None
         self.channel = None
 
@@ -123,7 +129,7 @@ class Daemon:
         size = {tier: f"{blocks * workers.BLOCK_BYTES // 1024}KiB"
                 for tier, blocks in self.sizes.items()}
         # Tiers this small need a larger part kept free, or what is put at once drops what is dirty.
-        argv = [LARDERD, f"--listen={self.address}", "--metrics=127.0.0.1:0", "--low-water=25%",
+        argv = [self.program, f"--listen={self.address}", "--metrics=127.0.0.1:0", "--low-water=25%",
                 f"--host-bytes={size['host']}"]
         if self.sizes["gpu"]:
             argv += ["--gpu=emulated", f"--gpu-bytes={size['gpu']}"]
