@@ -33,8 +33,9 @@ class Replay(harness.LarderTest):
         self.source = random.Random(SEED)
         trace = pathlib.Path(self.directory, "trace.jsonl")
         trace.write_text(subprocess.run(
-            [sys.executable, stubs.SOURCE / "deploy" / "workload.py", f"--requests={REQUESTS}",
-             f"--seed={SEED}"], capture_output=True, text=True, check=True).stdout)
+            [sys.executable, pathlib.Path(__file__).with_name("workload.py"),
+             f"--requests={REQUESTS}", f"--seed={SEED}"], capture_output=True, text=True,
+            check=True).stdout)
         self.block_refs = sum(len(json.loads(line)["hash_ids"])
                               for line in trace.read_text().splitlines())
         # The prompts of four workers at a time fit into GPU; the chats fit into no tier.

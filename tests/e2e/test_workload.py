@@ -1,13 +1,12 @@
-"""deploy/workload.py writes what it promises, the same each time."""
+"""workload.py writes what it promises, the same each time."""
 
 import json
+import pathlib
 import subprocess
 import sys
 import unittest
 
-import stubs
-
-SCRIPT = str(stubs.SOURCE / "deploy" / "workload.py")
+SCRIPT = str(pathlib.Path(__file__).with_name("workload.py"))
 
 
 def generate(*args):
