@@ -14,8 +14,8 @@ packages=(
   g++ clang cmake ninja-build 'pkg-config|pkgconf'
   # RPC: library, code generators, Abseil.
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev
-  # NVMe tier: the index and its checksums. SHA-256 of block keys: OpenSSL.
-  librocksdb-dev libxxhash-dev libssl-dev
+  # NVMe tier: its I/O, the index and its checksums. SHA-256 of block keys: OpenSSL.
+  liburing-dev librocksdb-dev libxxhash-dev libssl-dev
   # Daemon and command line: metrics, logs, flags, JSON.
   prometheus-cpp-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
   # Worker: matrix products.

@@ -4,8 +4,9 @@
 //
 // Invariants:
 //   1. DoneFn is called exactly once an operation, from a thread of the backend's, never from
-//      inside Read or Write.
-//   2. Of the operations that wait, reads start before writes.
+//      inside Read or Write. It must not block: there may be only one such thread.
+//   2. Of the operations that wait, reads start before writes, and beside reads few bytes of
+//      writes are under way (storage/io_queue.h).
 //   3. No byte outside of the given span is read or written, whatever its alignment.
 //   4. The destructor completes every operation that was accepted.
 #pragma once
@@ -15,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -41,9 +43,31 @@ class IoBackend {
   virtual absl::Status Sync() = 0;
 };
 
-// pread and pwrite in `threads` threads. `direct`: the file was opened with O_DIRECT.
-// `name` goes into messages.
-std::unique_ptr<IoBackend> MakeThreadPoolIo(UniqueFd file, bool direct, int threads,
-                                            std::string name);
+// The ways to do it, best first.
+enum class IoWay { kUringRegistered, kUring, kThreads };
+
+struct IoOptions {
+  bool direct = false;               // the file was opened with O_DIRECT
+  int threads = 4;                   // of IoWay::kThreads
+  std::string name = {};             // of the file, for messages
+  std::span<std::byte> memory = {};  // where most blocks lie; outlives the backend
+  IoWay best = IoWay::kUringRegistered;
+};
+
+struct OpenedIo {
+  std::unique_ptr<IoBackend> io;
+  std::string how;  // "io_uring, registered buffers", or less and what was in the way
+};
+
+// The best way that this kernel allows, from options.best on:
+//   kUringRegistered  io_uring; blocks in `memory` need no work of the kernel's for their pages.
+//                     Not where the memlock limit is lower than `memory`.
+//   kUring            the same without. Not where seccomp or a sysctl forbids io_uring.
+//   kThreads          pread and pwrite in a few threads: works everywhere.
+OpenedIo OpenIo(UniqueFd file, const IoOptions& options);
+
+// The first two. Takes `file` over when it succeeds. UNAVAILABLE: what the kernel says.
+absl::StatusOr<OpenedIo> MakeUringIo(UniqueFd& file, const IoOptions& options);
+std::unique_ptr<IoBackend> MakeThreadPoolIo(UniqueFd file, const IoOptions& options);
 
 }  // namespace larder

@@ -1,6 +1,9 @@
 #include "storage/nvme_format.h"
 
 #include <xxhash.h>
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>  // the same sums with this CPU's widest vectors: 17 GB/s, not 4
+#endif
 
 #include <bit>
 #include <cstring>

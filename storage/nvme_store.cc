@@ -29,11 +29,12 @@ absl::string_view Mismatch(const NvmeRecord& record, uint64_t bytes, const Block
 class NvmeStore::Impl {
  public:
   Impl(Options options, std::unique_ptr<NvmeDirectory> directory,
-       std::unique_ptr<NvmeRecords> records, std::unique_ptr<IoBackend> io)
+       std::unique_ptr<NvmeRecords> records, OpenedIo io)
       : options_(std::move(options)),
         directory_(std::move(directory)),
         records_(std::move(records)),
-        io_(std::move(io)),
+        how_(std::move(io.how)),
+        io_(std::move(io.io)),
         committer_(NvmeCommitter::Options{options_.sync_bytes, options_.sync_delay,
                                           options_.probe_interval, options_.stall_limit,
                                           options_.bytes, options_.on_writable},
@@ -47,6 +48,7 @@ class NvmeStore::Impl {
 
   uint64_t bytes() const { return options_.bytes; }
   uint64_t slab_bytes() const { return directory_->slab_bytes(); }
+  const std::string& io() const { return how_; }
   absl::Status Scan(const KeepFn& keep);
   void Write(Slot slot, std::span<const std::byte> block, const BlockRecord& record, DoneFn done);
   void Read(Slot slot, std::span<std::byte> block, const BlockRecord& expected, DoneFn done);
@@ -64,6 +66,7 @@ class NvmeStore::Impl {
   const Options options_;
   const std::unique_ptr<NvmeDirectory> directory_;
   const std::unique_ptr<NvmeRecords> records_;
+  const std::string how_;
 
   std::atomic<uint64_t> reads_{0};
   std::atomic<uint64_t> writes_{0};
@@ -202,16 +205,19 @@ absl::StatusOr<std::unique_ptr<NvmeStore>> NvmeStore::Open(Options options) {
   absl::StatusOr<std::unique_ptr<NvmeRecords>> records =
       options.open_records ? options.open_records() : NvmeRecords::Open((*directory)->index_path());
   if (!records.ok()) return records.status();
-  std::unique_ptr<IoBackend> io =
-      MakeThreadPoolIo((*directory)->TakeSlots(), (*directory)->direct(), options.io_threads,
-                       (*directory)->slots_path());
-  if (options.wrap_io) io = options.wrap_io(std::move(io));
+  OpenedIo io = OpenIo((*directory)->TakeSlots(), {.direct = (*directory)->direct(),
+                                                   .threads = options.io_threads,
+                                                   .name = (*directory)->slots_path(),
+                                                   .memory = options.memory,
+                                                   .best = options.io});
+  if (options.wrap_io) io.io = options.wrap_io(std::move(io.io));
   return std::unique_ptr<NvmeStore>(new NvmeStore(std::make_unique<Impl>(
       std::move(options), *std::move(directory), *std::move(records), std::move(io))));
 }
 
 uint64_t NvmeStore::bytes() const { return impl_->bytes(); }
 uint64_t NvmeStore::slab_bytes() const { return impl_->slab_bytes(); }
+const std::string& NvmeStore::io() const { return impl_->io(); }
 absl::Status NvmeStore::Scan(const KeepFn& keep) { return impl_->Scan(keep); }
 void NvmeStore::Write(Slot slot, std::span<const std::byte> block, const BlockRecord& record,
                       DoneFn done) {

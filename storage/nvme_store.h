@@ -39,11 +39,13 @@ class NvmeRecords;
 class NvmeStore {
  public:
   struct Options {
-    std::string directory;  // created when missing (its parent must exist)
-    uint64_t bytes = 0;     // of the slot file; a positive multiple of 4096
-    uint64_t slab_bytes = 0;  // of a new directory's layout; what is there keeps its own
-    int io_threads = 4;
-    uint64_t sync_bytes = 16 << 20;                     // a group is closed by its bytes
+    std::string directory;               // created when missing (its parent must exist)
+    uint64_t bytes = 0;                  // of the slot file; a positive multiple of 4096
+    uint64_t slab_bytes = 0;             // of a new directory's layout; what is there keeps its own
+    std::span<std::byte> memory;         // where most blocks lie (IoOptions::memory)
+    IoWay io = IoWay::kUringRegistered;  // or the best below that the kernel allows
+    int io_threads = 4;                  // of IoWay::kThreads
+    uint64_t sync_bytes = 16 << 20;      // a group is closed by its bytes
     absl::Duration sync_delay = absl::Milliseconds(3);  // or by the age of its first block
     bool direct_io = true;                              // where the file system can
     absl::Duration probe_interval = absl::Seconds(1);   // while degraded
@@ -86,6 +88,7 @@ class NvmeStore {
   uint64_t bytes() const;
   // The layout to place slots by. Blocks laid out otherwise would be lost.
   uint64_t slab_bytes() const;
+  const std::string& io() const;  // "io_uring, registered buffers"; or what was in the way
 
   // At start, before any Read or Write: every readable record whose slot lies within the
   // file, in slot order. Those that `keep` rejects, and all others, are deleted.

@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -147,6 +148,10 @@ class Gate {
     absl::MutexLock lock(&mu_);
     while (!open_) changed_.Wait(&mu_);
   }
+  bool is_open() {
+    absl::MutexLock lock(&mu_);
+    return open_;
+  }
 
  private:
   void Set(bool open) {
@@ -187,10 +192,16 @@ class FaultyIo final : public IoBackend {
   void Write(uint64_t offset, std::span<const std::byte> from, DoneFn done) override {
     if (faults_->lose_writes) from = from.first(from.size() / 2);
     real_->Write(offset, from, [this, done = std::move(done)](absl::Status status) {
-      faults_->write_gate.Pass();
-      const int error = faults_->write_errno;
-      done(error != 0 ? ErrnoStatus("faulty write", error) : status);
-      ++faults_->writes;
+      const auto finish = [this, done, status] {
+        faults_->write_gate.Pass();
+        const int error = faults_->write_errno;
+        done(error != 0 ? ErrnoStatus("faulty write", error) : status);
+        ++faults_->writes;
+      };
+      if (faults_->write_gate.is_open()) return finish();
+      // A write that hangs does so in the device: it keeps no thread of the backend's.
+      absl::MutexLock lock(&mu_);
+      held_.emplace_back(finish);
     });
   }
   absl::Status Sync() override {
@@ -204,14 +215,24 @@ class FaultyIo final : public IoBackend {
 
  private:
   Faults* const faults_;
-  const std::unique_ptr<IoBackend> real_;  // last: its threads use the faults
+  absl::Mutex mu_;
+  std::vector<std::jthread> held_ ABSL_GUARDED_BY(mu_);
+  const std::unique_ptr<IoBackend> real_;  // last: its threads use all of the above
 };
+
+// The tests of the store run once with each way of I/O (tests/storage/CMakeLists.txt).
+inline IoWay WayUnderTest() {
+  const char* const name = std::getenv("LARDER_TEST_IO");
+  return name != nullptr && std::string(name) == "threads" ? IoWay::kThreads
+                                                           : IoWay::kUringRegistered;
+}
 
 inline NvmeStore::Options StoreOptions(const std::string& directory, uint64_t bytes = 64 << 20) {
   NvmeStore::Options options;
   options.directory = directory;
   options.bytes = bytes;
   options.probe_interval = absl::Milliseconds(10);
+  options.io = WayUnderTest();
   return options;
 }
 
