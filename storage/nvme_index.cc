@@ -101,8 +101,9 @@ Slot NvmeIndex::Claim(SlotAllocator::Pool pool, const BlockKey& key, Slot parent
   // The parent must not be the victim that makes room for its own child.
   const bool was_held = parent && At(parent).held;
   if (parent) At(parent).held = 1;
-  Slot slot = slots_.Take(pool);
-  while (!slot && EvictOne(pool)) slot = slots_.Take(pool);
+  // Blocks of one prefix lie together, so a restore reads long stretches.
+  Slot slot = slots_.TakeNear(pool, parent);
+  while (!slot && EvictOne(pool)) slot = slots_.TakeNear(pool, parent);
   if (parent && !was_held) Release(parent);
   if (!slot) return slot;
   Create(slot, key, parent).held = 1;

@@ -12,7 +12,8 @@
 //   1. A slab belongs to at most one pool, and then holds at least one taken slot.
 //   2. Slots of one slab do not overlap, start at multiples of 4 KiB and end in the slab.
 //   3. Take gives the lowest free slot of a slab, so neighbours in time are neighbours in
-//      space as far as free space allows.
+//      space as far as free space allows. TakeNear does that for the neighbours of one run,
+//      however many runs grow at the same time.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +41,9 @@ class SlotAllocator {
 
   // An empty Slot when the pool's slabs are full and no slab is left.
   Slot Take(Pool pool);
+  // The slot after `near`, which is taken, or the one before it. Where both are taken, or
+  // `near` is empty: the first of a few free ones in a row, where a run may grow, else as Take.
+  Slot TakeNear(Pool pool, Slot near);
   // CHECK: the slot is taken.
   void Give(Slot slot);
   // Takes this very slot (found on a drive at start). False when its slab is another
@@ -90,6 +94,8 @@ class SlotAllocator {
 
   uint64_t SlabLength(uint32_t slab) const;
   void Assign(uint32_t slab, Pool pool);
+  bool IsFree(uint32_t slab, uint32_t index) const;
+  uint32_t Open(Pool pool);
   void Mark(uint32_t slab, uint32_t index);
   void Unassign(uint32_t slab);
 

@@ -14,13 +14,13 @@ namespace {
 constexpr uint64_t kGranule = kSlotGranule;
 
 struct Op {
-  enum Kind { kTake, kGive, kAdopt } kind;
+  enum Kind { kTake, kTakeNear, kGive, kAdopt } kind;
   uint32_t pool = 0;
-  uint32_t which = 0;  // kGive: of the slots taken; kAdopt: the slot's number
+  uint32_t which = 0;  // kTakeNear, kGive: of the slots taken; kAdopt: the slot's number
 };
 
 std::ostream& operator<<(std::ostream& out, const Op& op) {
-  const char* names[] = {"kTake", "kGive", "kAdopt"};
+  const char* names[] = {"kTake", "kTakeNear", "kGive", "kAdopt"};
   return out << "{Op::" << names[op.kind] << ", " << op.pool << ", " << op.which << "},";
 }
 
@@ -60,6 +60,14 @@ class DumbTier {
     for (uint64_t offset = 0; offset < c_.bytes; offset += kGranule) count += Fits(pool, offset);
     return count;
   }
+  // A slot that the pool has taken; empty when it has none.
+  Slot AnyOf(uint32_t pool, uint32_t which) const {
+    std::vector<Slot> slots;
+    for (const auto& [offset, range] : taken) {
+      if (range.pool == pool) slots.push_back(Slot::AtOffset(offset));
+    }
+    return slots.empty() ? Slot() : slots[which % slots.size()];
+  }
   uint64_t FreeSlabs() const {
     uint64_t count = 0;
     for (uint64_t slab = 0; slab * c_.slab_bytes < c_.bytes; ++slab) {
@@ -96,9 +104,11 @@ void Agree(const Case& c, const SlotAllocator& slots, const DumbTier& dumb) {
 
 void Apply(const Case& c, const Op& op, SlotAllocator& slots, DumbTier& dumb) {
   switch (op.kind) {
-    case Op::kTake: {
+    case Op::kTake:
+    case Op::kTakeNear: {
       const bool possible = dumb.Free(op.pool) > 0;
-      const Slot slot = slots.Take(op.pool);
+      const Slot near = op.kind == Op::kTake ? Slot() : dumb.AnyOf(op.pool, op.which);
+      const Slot slot = near ? slots.TakeNear(op.pool, near) : slots.Take(op.pool);
       ASSERT_EQ(static_cast<bool>(slot), possible);
       if (!slot) return;
       ASSERT_TRUE(dumb.Fits(op.pool, slot.offset()));
@@ -144,7 +154,8 @@ void RunSeeds(bool whole_slabs) {
     c.bytes = (slab * (1 + random() % 4) + rest) * kGranule;
     for (uint32_t pool = 0; pool < 3; ++pool) c.strides.push_back(1 + random() % 3);
     for (int i = 0; i < 150; ++i) {
-      const Op::Kind kind = i < 5 ? Op::kAdopt : random() % 5 < 3 ? Op::kTake : Op::kGive;
+      const Op::Kind takes = random() % 2 == 0 ? Op::kTake : Op::kTakeNear;
+      const Op::Kind kind = i < 5 ? Op::kAdopt : random() % 5 < 3 ? takes : Op::kGive;
       c.ops.push_back({kind, static_cast<uint32_t>(random() % 3),
                        static_cast<uint32_t>(kind == Op::kAdopt ? random() % 60 : random() % 997)});
     }
@@ -181,6 +192,46 @@ TEST(SlotAllocator, NeighboursInTimeAreNeighboursInSpace) {
   slots.Give(Slot(40));
   slots.Give(Slot(7));
   EXPECT_EQ(slots.Take(pool), Slot(7));
+}
+
+TEST(SlotAllocator, RunsThatGrowTogetherStayApart) {
+  SlotAllocator slots(256 * kGranule, 256 * kGranule);
+  const SlotAllocator::Pool pool = slots.AddPool(1);
+  Slot a, b;
+  for (uint32_t i = 0; i < 16; ++i) {
+    const Slot next_a = slots.TakeNear(pool, a);
+    const Slot next_b = slots.TakeNear(pool, b);
+    if (i > 0) {
+      EXPECT_EQ(next_a.number(), a.number() + 1);
+      EXPECT_EQ(next_b.number(), b.number() + 1);
+    }
+    a = next_a;
+    b = next_b;
+  }
+  // The place behind `a` is b's: it goes on where a run has room again, not between others.
+  const Slot far = slots.TakeNear(pool, a);
+  EXPECT_EQ(slots.TakeNear(pool, far).number(), far.number() + 1);
+  EXPECT_GT(far.number(), b.number());
+}
+
+TEST(SlotAllocator, ARunGrowsBackwardsIntoWhatEvictionFrees) {
+  SlotAllocator slots(64 * kGranule, 64 * kGranule);
+  const SlotAllocator::Pool pool = slots.AddPool(1);
+  while (slots.Take(pool)) {
+  }
+  // A prefix goes from its end, a block at a time, and another takes its place.
+  Slot last;
+  for (uint32_t number = 40; number > 20; --number) {
+    slots.Give(Slot(number));
+    last = slots.TakeNear(pool, last);
+    EXPECT_EQ(last, Slot(number));
+  }
+  // Of more that is free, the neighbour is chosen, and not the lowest.
+  slots.Give(Slot(3));
+  slots.Give(Slot(20));
+  EXPECT_EQ(slots.TakeNear(pool, last), Slot(20));
+  EXPECT_EQ(slots.TakeNear(pool, Slot(20)), Slot(3));
+  EXPECT_FALSE(slots.TakeNear(pool, Slot(3)));
 }
 
 TEST(SlotAllocator, ATierWithoutBytesHasNoSlots) {
