@@ -41,7 +41,12 @@ void PrintStatus(const v1::Status& status, const std::string& address) {
   std::printf("larderd %s at %s, boot %s, up %s%s\n\n", status.version().c_str(), address.c_str(),
               FormatId(status.boot_id()).c_str(), FormatAge(status.uptime_seconds()).c_str(),
               status.draining() ? ", DRAINING" : "");
-  std::printf("%s\n%s\n", TierTable(status).c_str(), MoveTable(status).c_str());
+  std::printf("%s\n", TierTable(status).c_str());
+  for (const v1::TierStatus& tier : status.tiers()) {
+    if (!tier.io().empty())
+      std::printf("%s by %s\n\n", TierName(tier.tier()).c_str(), tier.io().c_str());
+  }
+  std::printf("%s\n", MoveTable(status).c_str());
   Table counts({"NOW", ">", "SINCE START", ">"});
   counts.AddRow({"models", FormatCount(status.models()), "lookups", FormatCount(status.lookups())});
   counts.AddRow({"sessions", FormatCount(status.sessions()), "blocks asked",

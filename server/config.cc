@@ -176,8 +176,8 @@ const std::vector<Setting>& Settings() {
        Text(&Config::nvme_dir)},
       {"--nvme-bytes", "SIZE", kTiers, "", "Size of the NVME tier, allocated at once", kSizes,
        TierBytes(&Config::nvme_bytes)},
-      {"--nvme-threads", "N", kTiers, "4", "Threads for the NVME tier's I/O", "1 to 64",
-       Number(&Config::nvme_threads, 1, 64)},
+      {"--nvme-threads", "N", kTiers, "4", "Threads for the NVME tier's I/O without io_uring",
+       "1 to 64", Number(&Config::nvme_threads, 1, 64)},
       {"--nvme-write-limit", "SIZE", kTiers, "none",
        "Bytes a second written to the NVME tier, to spare the drive; what must leave HOST "
        "meanwhile is forgotten",

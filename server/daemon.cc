@@ -156,6 +156,7 @@ absl::Status Daemon::Impl::OpenNvme() {
   options.directory = config_.nvme_dir;
   options.bytes = config_.nvme_bytes;
   options.slab_bytes = SlabSize(config_.nvme_bytes);
+  options.memory = {host_->base(), host_->bytes()};
   options.io_threads = static_cast<int>(config_.nvme_threads);
   options.wrap_io = hooks_.wrap_nvme_io;
   options.on_writable = [this](bool writable) {
@@ -166,6 +167,7 @@ absl::Status Daemon::Impl::OpenNvme() {
   absl::StatusOr<std::unique_ptr<NvmeStore>> store = NvmeStore::Open(std::move(options));
   if (!store.ok()) return Annotate(store.status(), "nvme-dir");
   nvme_ = *std::move(store);
+  Log(LogLevel::kInfo, "nvme opened", {{"dir", config_.nvme_dir}, {"io", nvme_->io()}});
   return absl::OkStatus();
 }
 
@@ -295,7 +297,8 @@ std::array<TierDescription, kTierCount> Daemon::Impl::DescribeTiers() const {
   if (nvme_ != nullptr) {
     const NvmeStore::Health health = nvme_->health();
     tiers[Index(Tier::kNvme)] = {"file",
-                                 health.degraded ? absl::StrCat("DEGRADED: ", health.why) : "OK"};
+                                 health.degraded ? absl::StrCat("DEGRADED: ", health.why) : "OK",
+                                 nvme_->io()};
   }
   return tiers;
 }

@@ -21,6 +21,7 @@ namespace larder {
 struct TierDescription {
   std::string backend = "none";   // "cuda", "emulated", "memfd", "file"
   std::string health = "ABSENT";  // "OK", "DEGRADED: why"
+  std::string io = {};            // NVME: how its file is read and written
 };
 
 struct RpcContext {

@@ -23,6 +23,7 @@ grpc::ServerUnaryReactor* InspectorService::GetStatus(Context* call, const v1::G
     for (int i = 0; i < kTierCount; ++i) {
       response->mutable_tiers(i)->set_backend(tiers[i].backend);
       response->mutable_tiers(i)->set_health(tiers[i].health);
+      response->mutable_tiers(i)->set_io(tiers[i].io);
     }
     return absl::OkStatus();
   });
