@@ -23,7 +23,10 @@
 #include "absl/synchronization/notification.h"
 
 extern "C" {
-const char* __tsan_default_suppressions() { return "called_from_lib:librocksdb.so\n"; }
+const char* __tsan_default_suppressions() {
+  return "called_from_lib:librocksdb.so\n"
+         "race:rocksdb::VersionStorageInfo\n";
+}
 
 void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
