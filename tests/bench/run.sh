@@ -4,11 +4,11 @@
 #   tests/bench/run.sh [--json FILE] [NAME...]
 #
 # Sets up and builds the release preset first. NAMEs are rows of the table
-# (tests/bench/README.md lists them); without any, all are measured, which takes about two minutes.
+# (tests/bench/README.md lists them); without any, all are measured, which takes about four minutes.
 # --json also writes the table as a list of objects with the keys name, value, unit, against,
 # ratio, goal, met.
 #
-# LARDER_BENCH_DIR is the folder for the NVMe figures; it needs 2 GiB and O_DIRECT. Standard:
+# LARDER_BENCH_DIR is the folder for the NVMe figures; it needs 8 GiB and O_DIRECT. Standard:
 # build/bench. LARDER_BENCH_BUILD names a build folder that is to be measured as it is.
 #
 # cpu_decode_over_torch needs PyTorch (Debian: python3-torch) and is left out, with a word, without.

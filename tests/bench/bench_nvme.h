@@ -1,0 +1,23 @@
+// The figures of the drive, in three files: over raw io_uring, over peers, and the index.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace larder::bench {
+
+struct DriveOptions {
+  uint64_t block_bytes = 0;
+  uint32_t blocks = 0;  // in the file; a run takes some of them
+  int pairs = 0;
+  std::string suffix;  // of the rows' names
+};
+
+// Each makes a temporary folder in `parent`.
+absl::Status MeasureDrive(const std::string& parent, const DriveOptions& options);
+absl::Status MeasurePeers(const std::string& parent, const DriveOptions& options);
+absl::Status MeasureIndex(const std::string& parent);
+
+}  // namespace larder::bench
