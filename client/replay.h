@@ -56,6 +56,7 @@ inline bool IsShareOf(uint64_t index, const ReplayFlags& flags, uint64_t worker)
 struct WorkerFates {
   uint64_t killed = 0;  // ended by a signal
   uint64_t respawned = 0;
+  uint64_t killed_in_last = 0;  // with --respawn: in their last request, nothing is left to do
   std::vector<WorkerFailed> failed;
 };
 

@@ -139,8 +139,9 @@ absl::StatusOr<WorkerFates> RunWorkers(const std::vector<std::string>& argv,
             absl::StrCat("worker ", worker.number(), " exited with ", WEXITSTATUS(status))});
       }
       worker.SkipCurrent(flags);
-      if (killed && flags.respawn && fates.respawned < kRespawnsMax &&
-          worker.next() < requests_end) {
+      const bool nothing_left = worker.next() >= requests_end;
+      fates.killed_in_last += killed && flags.respawn && nothing_left;
+      if (killed && flags.respawn && fates.respawned < kRespawnsMax && !nothing_left) {
         ++fates.respawned;
         if (absl::Status started = worker.Start(argv); !started.ok()) return started;
       } else {

@@ -111,8 +111,8 @@ ExitCode ReplaySummary::exit_code() const {
     return ExitCodeOf(absl::Status(failed.code, failed.message));
   }
   // A worker that was killed loses the request that it was in, and nothing more if it was
-  // respawned.
-  if (undone() > fates_.respawned) return kFailed;
+  // respawned, or was in its last one.
+  if (undone() > fates_.respawned + fates_.killed_in_last) return kFailed;
   const bool explained = std::all_of(errors_.begin(), errors_.end(),
                                      [](const auto& error) { return IsExpected(error.first); });
   return explained ? kOk : kFailed;

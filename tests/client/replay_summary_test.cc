@@ -99,6 +99,10 @@ TEST(ReplaySummary, UndoneRequestsFailUnlessAWorkerWasRespawned) {
   EXPECT_EQ(Summary(2, {RequestRecord()}, fates).exit_code(), kFailed);
   fates.respawned = 1;
   EXPECT_EQ(Summary(2, {RequestRecord()}, fates).exit_code(), kOk);
+  fates.respawned = 0;
+  fates.killed_in_last = 1;
+  EXPECT_EQ(Summary(2, {RequestRecord()}, fates).exit_code(), kOk);
+  EXPECT_EQ(Summary(3, {RequestRecord()}, fates).exit_code(), kFailed);
 }
 
 TEST(ReplaySummary, AWorkersExitCodeIsHandedOn) {
