@@ -47,15 +47,15 @@ SEED = 1775
 STEP_TOKENS = 4096
 MATRIX_RATE, VECTOR_RATE = 0.016, 2.5e-3
 WARMUP_STEPS = 60
-DECAY_PART = 0.35  # The last part of all steps, in which the rates fall linearly to zero.
+DECAY_PART = 0.2  # The last part of all steps, in which the rates fall linearly to zero.
 SAMPLE_PROMPTS = ("It was a dark evening, and ", '"My dear Emma," ')
 SAMPLE_BYTES, SAMPLE_TEMPERATURE = 400, 0.6
-REPORT_EVERY, CHECKPOINT_EVERY = 50, 200
+REPORT_EVERY, EVALUATE_EVERY = 25, 200
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1230)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--state", type=pathlib.Path, help="checkpoint to go on from")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -85,8 +85,9 @@ def run(trainer, train_text, held_out, state):
             loss = total / REPORT_EVERY
             print(f"step {step}: {loss:.4f} nats a byte, {speed:.0f} bytes/s", flush=True)
             total = 0.0
-        if step % CHECKPOINT_EVERY == 0 and state:
-            trainer.checkpoint(state)
+            if state:
+                trainer.checkpoint(state)
+        if step % EVALUATE_EVERY == 0:
             loss = evaluate(trainer.model, held_out[:32768], context=256)
             print(f"step {step}: held-out {loss:.4f} nats a byte at context 256", flush=True)
 
@@ -107,9 +108,9 @@ class Trainer:
     def __init__(self, model, steps):
         self.model, self.steps, self.step = model, steps, 0
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        layers = list(model.model.layers.parameters())
-        matrices = [parameter for parameter in layers if parameter.dim() == 2]
-        others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+        parts = list(model.named_parameters())
+        matrices = [parameter for name, parameter in parts if name.endswith("_proj.weight")]
+        others = [parameter for name, parameter in parts if not name.endswith("_proj.weight")]
         self.muon = Muon(matrices)
         self.adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)
         initialize(model)
@@ -170,7 +171,7 @@ def rate_at(step, steps):
 
 def context_at(progress):
     """Long contexts cost more and are needed only to settle the long range."""
-    return 256 if progress < 1 - DECAY_PART else 512 if progress < 0.85 else 2048
+    return 256 if progress < 1 - DECAY_PART else 512 if progress < 0.92 else 2048
 
 
 def draw(text, context, seed):
