@@ -14,7 +14,6 @@
 #include "client/names.h"
 #include "client/output.h"
 #include "client/read_file.h"
-#include "storage/units.h"
 
 namespace larder::cli {
 namespace {
@@ -39,7 +38,7 @@ struct SizeFlags {
   uint64_t batch = 1;
   uint64_t seq_len = 0;  // the config's, at most kSeqLenMax, else kSeqLenDefault
   std::string params;
-  std::string tier_bytes[3];
+  uint64_t tier_bytes[3] = {};  // 0: not asked about
 };
 
 // What there is to say; the flags and the config have become one.
@@ -52,7 +51,7 @@ struct Question {
   uint64_t block_tokens = 0;
   uint64_t batch = 0;
   uint64_t seq_len = 0;
-  std::optional<uint64_t> tier_bytes[3];
+  uint64_t tier_bytes[3] = {};
 
   uint32_t BlockBytes() const { return static_cast<uint32_t>(block_tokens * kv.TokenBytes()); }
   uint64_t BatchBytes(const KvShape& shape) const { return batch * seq_len * shape.TokenBytes(); }
@@ -80,18 +79,6 @@ void Override(const SizeFlags& flags, ModelShape& model) {
   take(flags.mla_latent_dim, model.kv.mla_latent_dim);
   take(flags.mla_rope_dim, model.kv.mla_rope_dim);
   take(flags.heads, model.query_heads);
-}
-
-absl::Status ReadTiers(const SizeFlags& flags, Question& question) {
-  for (int t = 0; t < 3; ++t) {
-    if (flags.tier_bytes[t].empty()) continue;
-    question.tier_bytes[t] = ParseBytes(flags.tier_bytes[t]);
-    if (question.tier_bytes[t]) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("--", kTierNames[t], "-bytes: \"", flags.tier_bytes[t],
-                     "\" must be a size like 64MiB, 80GiB or 4TiB"));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status CheckBlock(const Question& question) {
@@ -134,7 +121,7 @@ absl::StatusOr<Question> Ask(const SizeFlags& flags) {
   const uint64_t context = model.seq_len_max != 0 ? model.seq_len_max : kSeqLenDefault;
   question.seq_len = flags.seq_len != 0 ? flags.seq_len : std::min(context, kSeqLenMax);
   if (absl::Status status = CheckBlock(question); !status.ok()) return status;
-  if (absl::Status status = ReadTiers(flags, question); !status.ok()) return status;
+  std::copy(std::begin(flags.tier_bytes), std::end(flags.tier_bytes), question.tier_bytes);
   return question;
 }
 
@@ -190,10 +177,10 @@ void PrintHeads(const Question& q, const std::vector<HeadsVariant>& variants) {
 void PrintTiers(const Question& q) {
   Table table({"TIER", ">BYTES", ">BLOCKS", ">TOKENS", ">SEQUENCES"});
   for (int t = 0; t < 3; ++t) {
-    if (!q.tier_bytes[t]) continue;
-    const uint64_t blocks = BlocksInTier(*q.tier_bytes[t], q.BlockBytes());
+    if (q.tier_bytes[t] == 0) continue;
+    const uint64_t blocks = BlocksInTier(q.tier_bytes[t], q.BlockBytes());
     const uint64_t tokens = blocks * q.block_tokens;
-    table.AddRow({absl::AsciiStrToUpper(kTierNames[t]), FormatBytes(*q.tier_bytes[t]),
+    table.AddRow({absl::AsciiStrToUpper(kTierNames[t]), FormatBytes(q.tier_bytes[t]),
                   FormatCount(blocks), FormatCount(tokens), FormatCount(tokens / q.seq_len)});
   }
   if (!table.empty()) std::printf("\n%s", table.Render().c_str());
@@ -227,10 +214,10 @@ Json ToJson(const Question& q, const std::vector<HeadsVariant>& variants) {
   }
   json["tiers"] = Json::array();
   for (int t = 0; t < 3; ++t) {
-    if (!q.tier_bytes[t]) continue;
-    const uint64_t blocks = BlocksInTier(*q.tier_bytes[t], q.BlockBytes());
+    if (q.tier_bytes[t] == 0) continue;
+    const uint64_t blocks = BlocksInTier(q.tier_bytes[t], q.BlockBytes());
     json["tiers"].push_back({{"tier", absl::AsciiStrToUpper(kTierNames[t])},
-                             {"bytes", *q.tier_bytes[t]},
+                             {"bytes", q.tier_bytes[t]},
                              {"blocks", blocks},
                              {"tokens", blocks * q.block_tokens}});
   }
@@ -276,10 +263,9 @@ void RegisterSize(CLI::App& app, Invocation& invocation) {
   size->add_option("--params", flags->params, "Parameters of the weights: 494M, 8.03B")
       ->type_name("N");
   for (int t = 0; t < 3; ++t) {
-    size->add_option(absl::StrCat("--", kTierNames[t], "-bytes"), flags->tier_bytes[t],
-                     absl::StrCat("Size of the ", absl::AsciiStrToUpper(kTierNames[t]),
-                                  " tier, to say what it holds"))
-        ->type_name("SIZE");
+    AddBytes(*size, absl::StrCat("--", kTierNames[t], "-bytes"), flags->tier_bytes[t], 1,
+             absl::StrCat("Size of the ", absl::AsciiStrToUpper(kTierNames[t]),
+                          " tier, to say what it holds"));
   }
   size->callback([&invocation, flags] {
     invocation.run = [&invocation, flags] { return RunSize(invocation, *flags); };

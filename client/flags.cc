@@ -1,15 +1,15 @@
 #include "client/flags.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "client/names.h"
+#include "storage/units.h"
 
 namespace larder::cli {
 namespace {
@@ -71,18 +71,8 @@ absl::StatusOr<double> ParseReal(std::string_view text, double min, double max) 
 }
 
 absl::StatusOr<uint64_t> ParseBytes(std::string_view text, uint64_t min) {
-  constexpr std::array<std::pair<absl::string_view, int>, 4> kUnits = {
-      {{"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}}};
-  absl::string_view digits = Abseil(text);
-  int shift = 0;
-  for (const auto& [unit, bits] : kUnits) {
-    if (!absl::ConsumeSuffix(&digits, unit)) continue;
-    shift = bits;
-    break;
-  }
-  const absl::StatusOr<uint64_t> number =
-      ParseNumber({digits.data(), digits.size()}, 0, std::numeric_limits<uint64_t>::max() >> shift);
-  if (number.ok() && *number << shift >= min) return *number << shift;
+  const std::optional<uint64_t> bytes = larder::ParseBytes(text);
+  if (bytes && *bytes >= min) return *bytes;
   return absl::InvalidArgumentError(absl::StrCat(
       "\"", Abseil(text), "\" must be a size like 512MiB, 8GiB or 1073741824, at least ", min));
 }

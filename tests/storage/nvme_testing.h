@@ -185,24 +185,20 @@ class FaultyIo final : public IoBackend {
 
   void Read(uint64_t offset, std::span<std::byte> to, DoneFn done) override {
     real_->Read(offset, to, [this, done = std::move(done)](absl::Status status) {
-      faults_->read_gate.Pass();
-      const int error = faults_->read_errno;
-      done(error != 0 ? ErrnoStatus("faulty read", error) : status);
+      Finish(faults_->read_gate, [this, done, status] {
+        const int error = faults_->read_errno;
+        done(error != 0 ? ErrnoStatus("faulty read", error) : status);
+      });
     });
   }
   void Write(uint64_t offset, std::span<const std::byte> from, DoneFn done) override {
     if (faults_->lose_writes) from = from.first(from.size() / 2);
     real_->Write(offset, from, [this, done = std::move(done)](absl::Status status) {
-      const auto finish = [this, done, status] {
-        faults_->write_gate.Pass();
+      Finish(faults_->write_gate, [this, done, status] {
         const int error = faults_->write_errno;
         done(error != 0 ? ErrnoStatus("faulty write", error) : status);
         ++faults_->writes;
-      };
-      if (faults_->write_gate.is_open()) return finish();
-      // A write that hangs does so in the device: it keeps no thread of the backend's.
-      absl::MutexLock lock(&mu_);
-      held_.emplace_back(finish);
+      });
     });
   }
   absl::Status Sync() override {
@@ -215,6 +211,16 @@ class FaultyIo final : public IoBackend {
   }
 
  private:
+  // What hangs, hangs in the device: it keeps no thread of the backend's.
+  void Finish(Gate& gate, std::function<void()> tell) {
+    if (gate.is_open()) return tell();
+    absl::MutexLock lock(&mu_);
+    held_.emplace_back([&gate, tell = std::move(tell)] {
+      gate.Pass();
+      tell();
+    });
+  }
+
   Faults* const faults_;
   absl::Mutex mu_;
   std::vector<std::jthread> held_ ABSL_GUARDED_BY(mu_);
