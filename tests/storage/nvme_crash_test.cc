@@ -186,7 +186,7 @@ TEST(NvmeCrash, AcknowledgedWritesSurviveSigkill) {
   for (int round = 0; round < kKills && !::testing::Test::HasFailure(); ++round) {
     ChildProcess child("NvmeCrashChild.DISABLED_Loads",
                        {{"FOLDER", folder.path()}, {"SEED", absl::StrCat(seed)}});
-    const int lines = 1 + static_cast<int>(random() % 150);
+    const int lines = 1 + static_cast<int>(random() % 60);
     for (int i = 0; i < lines; ++i) {
       auto line = child.ReadLine();
       ASSERT_TRUE(line.has_value());
