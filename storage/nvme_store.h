@@ -45,7 +45,7 @@ class NvmeStore {
     std::span<std::byte> memory;         // where most blocks lie (IoOptions::memory)
     IoWay io = IoWay::kUringRegistered;  // or the best below that the kernel allows
     int io_threads = 4;                  // of IoWay::kThreads
-    uint64_t sync_bytes = 24 << 20;      // a group is closed by its bytes
+    uint64_t sync_bytes = 48 << 20;      // a group is closed by its bytes
     absl::Duration sync_delay = absl::Milliseconds(3);  // or by the age of its first block
     bool direct_io = true;                              // where the file system can
     absl::Duration probe_interval = absl::Seconds(1);   // while degraded

@@ -39,7 +39,7 @@ class StorageMover final : public Mover {
     size_t queue_max = 65536;  // jobs a tier pair and class
     // In flight in NvmeStore. Writes must reach Options::sync_bytes of the store, or each of
     // its groups waits for its delay; reads only have to keep the device busy.
-    uint64_t nvme_write_bytes_max = 64 << 20;
+    uint64_t nvme_write_bytes_max = 128 << 20;
     int nvme_reads_max = 16;
   };
 

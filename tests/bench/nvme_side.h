@@ -26,7 +26,7 @@ namespace larder::bench {
 class Blocks {
  public:
   // What the mover has under way at most.
-  static constexpr uint64_t kBytes = uint64_t{64} << 20;
+  static constexpr uint64_t kBytes = uint64_t{128} << 20;
   static constexpr uint64_t kReadBytes = uint64_t{32} << 20;
 
   explicit Blocks(uint64_t block_bytes);
