@@ -1,7 +1,6 @@
 #include "client/flags.h"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <optional>
 #include <utility>
@@ -70,13 +69,6 @@ absl::StatusOr<double> ParseReal(std::string_view text, double min, double max) 
   return value;
 }
 
-absl::StatusOr<uint64_t> ParseBytes(std::string_view text, uint64_t min) {
-  const std::optional<uint64_t> bytes = larder::ParseBytes(text);
-  if (bytes && *bytes >= min) return *bytes;
-  return absl::InvalidArgumentError(absl::StrCat(
-      "\"", Abseil(text), "\" must be a size like 512MiB, 8GiB or 1073741824, at least ", min));
-}
-
 absl::StatusOr<absl::Duration> ParseDuration(std::string_view text) {
   absl::Duration duration;
   double seconds = 0;
@@ -120,8 +112,14 @@ CLI::Option* AddReal(CLI::App& app, const std::string& name, double& value, doub
 CLI::Option* AddBytes(CLI::App& app, const std::string& name, uint64_t& value, uint64_t min,
                       const std::string& help) {
   return AddParsed<uint64_t>(
-      app, name, value, [min](const std::string& text) { return ParseBytes(text, min); }, "SIZE",
-      help);
+      app, name, value,
+      [min](const std::string& text) -> absl::StatusOr<uint64_t> {
+        const std::optional<uint64_t> bytes = ParseBytes(text);
+        if (bytes.has_value() && *bytes >= min) return *bytes;
+        return absl::InvalidArgumentError(
+            absl::StrCat("\"", text, "\" must be a size like 512MiB or 8GiB, at least ", min));
+      },
+      "SIZE", help);
 }
 
 CLI::Option* AddDuration(CLI::App& app, const std::string& name, absl::Duration& value,

@@ -26,6 +26,7 @@ CLI::Option* AddNumber(CLI::App& app, const std::string& name, uint64_t& value, 
                        uint64_t max, const std::string& help);
 CLI::Option* AddReal(CLI::App& app, const std::string& name, double& value, double min, double max,
                      const std::string& help);
+// Bytes as storage/units.h reads them, at least `min`.
 CLI::Option* AddBytes(CLI::App& app, const std::string& name, uint64_t& value, uint64_t min,
                       const std::string& help);
 CLI::Option* AddDuration(CLI::App& app, const std::string& name, absl::Duration& value,
@@ -42,8 +43,6 @@ CLI::Option* AddTier(CLI::App& app, const std::string& name, v1::Tier& value, bo
 absl::StatusOr<uint64_t> ParseNumber(std::string_view text, uint64_t min, uint64_t max);
 // A decimal number from `min` to `max`.
 absl::StatusOr<double> ParseReal(std::string_view text, double min, double max);
-// A whole number of bytes, KiB, MiB, GiB or TiB, at least `min`: "512MiB".
-absl::StatusOr<uint64_t> ParseBytes(std::string_view text, uint64_t min);
 // "250ms", "5s", "1m30s", or a bare number of seconds; more than 0, at most 24h.
 absl::StatusOr<absl::Duration> ParseDuration(std::string_view text);
 absl::StatusOr<uint64_t> ParseId(std::string_view text);  // 1 to 16 hex digits
