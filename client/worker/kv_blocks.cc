@@ -111,6 +111,14 @@ KvBlocks KvBlocks::Fork(uint64_t tokens) {
   return fork;
 }
 
+void KvBlocks::Truncate(uint64_t tokens) {
+  LARDER_CHECK(lease_ == nullptr || tokens >= uint64_t{lease_->end()} * block_tokens_);
+  const auto blocks = static_cast<uint32_t>(std::min<uint64_t>(BlocksOf(tokens), size()));
+  blocks_.resize(blocks);
+  table_.resize(blocks);
+  leased_ = std::min(leased_, blocks);
+}
+
 void KvBlocks::MakePrivate(uint32_t position) {
   LARDER_CHECK(position < size());
   BlockRef copy = pool_->Take();

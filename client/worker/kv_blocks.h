@@ -61,6 +61,9 @@ class KvBlocks {
   // A second table with the K/V of the first `tokens` tokens: whole blocks are shared, the
   // unfinished one is copied.
   KvBlocks Fork(uint64_t tokens);
+  // Drops the blocks past those of the first `tokens` tokens, of which at least what is published
+  // are left: K/V that turned out not to be wanted. Reserved blocks stay reserved for what comes.
+  void Truncate(uint64_t tokens);
   // Puts a copy of the pool's in the place of a block, so that it may be written.
   void MakePrivate(uint32_t position);
 

@@ -89,6 +89,33 @@ TEST_F(KvBlocksTest, WhatTheCacheHasNoRoomForIsLocal) {
   EXPECT_EQ(blocks.counts().local, 3u);
 }
 
+TEST_F(KvBlocksTest, TruncatedBlocksGoBackToThePool) {
+  KvBlocks blocks(*pool_, kBlockTokens);
+  blocks.Grow(18, 18);
+  EXPECT_EQ(pool_->used(), 5u);
+  blocks.Truncate(9);
+  EXPECT_EQ(blocks.size(), 3u);
+  EXPECT_EQ(pool_->used(), 3u);
+  blocks.Truncate(12);  // less than a block would be dropped
+  EXPECT_EQ(blocks.size(), 3u);
+}
+
+TEST_F(KvBlocksTest, WhatWasTruncatedIsReservedStillAndNotPublished) {
+  KvBlocks blocks(*pool_, daemon_.LookUp(1), /*publish=*/true);
+  daemon_.AnswerReserve(1, 3);
+  blocks.Grow(16, 16);
+  const std::vector<std::byte*> table(blocks.table().begin(), blocks.table().end());
+  blocks.Truncate(6);
+  EXPECT_EQ(blocks.size(), 2u);
+  blocks.Grow(16, 16);
+  EXPECT_EQ(std::vector<std::byte*>(blocks.table().begin(), blocks.table().end()), table);
+  EXPECT_EQ(pool_->used(), 0u);
+  blocks.Truncate(7);
+  daemon_.AnswerState(1, 3);
+  blocks.Publish(Tokens(7));
+  EXPECT_EQ(blocks.counts().published, 0u);
+}
+
 // As a CUDA arena's, which this process does not map: reserved, but never written.
 TEST_F(KvBlocksTest, WhatIsNotMappedIsNotPublished) {
   KvBlocks blocks(*pool_, daemon_.LookUp(1), /*publish=*/true);
