@@ -20,6 +20,8 @@ packages=(
   prometheus-cpp-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
   # Worker: matrix products.
   libdnnl-dev
+  # Plots of the worker's experiments; they do without.
+  gnuplot-nox
   # Tests and benchmarks.
   libgtest-dev libgmock-dev libbenchmark-dev python3 python3-grpcio python3-protobuf
 )

@@ -3,6 +3,7 @@
 
 #include "CLI/CLI.hpp"
 #include "client/commands.h"
+#include "client/worker/bench_command.h"
 #include "client/worker/worker_flags.h"
 
 namespace {
@@ -26,6 +27,7 @@ int main(int argc, char** argv) {
   larder::worker::Command command;
   app.add_flag("--json", command.json, "JSON on stdout instead of text");
   larder::worker::RegisterGenerate(app, command);
+  larder::worker::RegisterBench(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -73,14 +74,24 @@ absl::StatusOr<Weights> ModelFlags::LoadWeights() const {
 }
 
 absl::StatusOr<std::unique_ptr<Transformer>> ModelFlags::Load(uint32_t rows_max) const {
+  TransformerOptions options;
+  options.rows_max = rows_max;
+  return Load(options);
+}
+
+absl::StatusOr<std::unique_ptr<Transformer>> ModelFlags::Load(TransformerOptions options) const {
   absl::StatusOr<Weights> weights = LoadWeights();
   if (!weights.ok()) return weights.status();
-  TransformerOptions options;
   options.kv_dtype = kv_dtype_;
   options.block_tokens = static_cast<uint32_t>(block_tokens_);
   options.threads = static_cast<uint32_t>(threads_);
-  options.rows_max = rows_max;
   return Transformer::Create(*std::move(weights), options);
+}
+
+std::string ModelFlags::name() const {
+  const std::filesystem::path path(random_weights() ? random_config_ : directory_);
+  // A trailing slash is no name.
+  return (path.has_filename() ? path : path.parent_path()).stem().string();
 }
 
 void EngineFlags::AddTo(CLI::App& app) {

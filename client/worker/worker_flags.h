@@ -29,6 +29,12 @@ class ModelFlags {
   // Loads the model for steps of at most `rows_max` tokens. INVALID_ARGUMENT naming the flag for
   // files that are not there or not good.
   absl::StatusOr<std::unique_ptr<Transformer>> Load(uint32_t rows_max) const;
+  // Computed as `options` say, except for what flags say: kv_dtype, block_tokens, threads.
+  absl::StatusOr<std::unique_ptr<Transformer>> Load(TransformerOptions options) const;
+
+  bool random_weights() const { return directory_.empty(); }
+  // The directory's name, or that of the config's file without its end.
+  std::string name() const;
 
  private:
   absl::StatusOr<Weights> LoadWeights() const;
