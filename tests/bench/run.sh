@@ -4,7 +4,7 @@
 #   tests/bench/run.sh [--json FILE] [NAME...]
 #
 # Sets up and builds the release preset first. NAMEs are rows of the table
-# (tests/bench/README.md lists them); without any, all are measured, which takes about four minutes.
+# (tests/bench/README.md lists them); without any, all are measured, which takes about seven minutes.
 # --json also writes the table as a list of objects with the keys name, value, unit, against,
 # ratio, goal, met.
 #
@@ -50,7 +50,8 @@ if [[ -z $build ]]; then
   mkdir -p build/logs
   if ! { deploy/setup.sh && cmake --preset release &&
     cmake --build --preset release --parallel "$(nproc)" \
-      --target bench_tree bench_nvme bench_daemon bench_kernels larderd; } >"$log" 2>&1; then
+      --target bench_tree bench_nvme bench_daemon bench_kernels larderd larder-worker; } \
+    >"$log" 2>&1; then
     tail -n 40 "$log" >&2
     printf 'run.sh: the build failed: %s\n' "$log" >&2
     exit 1
@@ -70,10 +71,30 @@ measure() {
   "$build/tests/bench/$1" "${@:2}" "${names[@]}" >>"$lines" || exit_code=1
 }
 
+# wants PATTERN: whether rows of such names are asked for.
+wants() {
+  local name
+  [[ ${#names[@]} -gt 0 ]] || return 0
+  for name in "${names[@]}"; do
+    # shellcheck disable=SC2053  # a pattern
+    [[ $name != $1 ]] || return 0
+  done
+  return 1
+}
+
+# restore FLAG...: the rows of the worker's experiment; its table goes to stderr.
+restore() {
+  printf -- '-- larder-worker bench restore %s\n' "$1" >&2
+  "$build/client/worker/larder-worker" bench restore "$@" "--larderd=$build/server/larderd" \
+    "--directory=$folder" "--output=$folder/restore" "--rows=$lines" >&2 || exit_code=1
+}
+
 measure bench_tree
 measure bench_daemon "--larderd=$build/server/larderd" "--directory=$folder"
 measure bench_nvme "--directory=$folder"
 measure bench_kernels "--torch=tests/bench/torch_sdpa.py"
+if wants 'ttft_*_over_cold'; then restore --random-weights=tests/bench/qwen2_0_5b.json; fi
+if wants 'ttft_*_over_cold_trained'; then restore --model=tests/model/austen; fi
 
 /usr/bin/python3 tests/bench/table.py "$lines" "$json" "${names[@]}" || exit_code=1
 exit "$exit_code"
