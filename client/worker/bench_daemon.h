@@ -41,7 +41,7 @@ class Daemon {
 
   // Waits until every cached block of `tokens` is on NVMe.
   absl::Status Flush(const v1::ModelSpec& spec, std::span<const uint32_t> tokens) const;
-  // Drops all copies in the tier. FAILED_PRECONDITION when some are held.
+  // Drops all copies in the tier. FAILED_PRECONDITION when some stay held.
   absl::Status Evict(v1::Tier tier) const;
 
   const std::string& address() const { return address_; }
