@@ -82,10 +82,8 @@ class SpeculationRun {
       Speculator speculator(transformer_, KvBlocks(pool_, block_tokens()), PromptOf(i), 0,
                             OptionsOf(setting));
       absl::Status done = Decode(speculator, i, outcome);
-      // What was rolled back is gone: the table covers the tokens whose K/V were kept.
-      const uint64_t kept = speculator.tokens().size() - 1;
-      done.Update(CheckCount(pool_.used(), (kept + block_tokens() - 1) / block_tokens(),
-                             "speculation, blocks in use"));
+      done.Update(
+          CheckCount(pool_.used(), speculator.blocks().size(), "speculation, blocks in use"));
       if (!done.ok()) return done;
     }
     return outcome;
@@ -136,7 +134,13 @@ class SpeculationRun {
     SteadyClock::time_point start;
     for (size_t end = prompt_tokens_ + new_tokens_; speculator.tokens().size() < end;) {
       const auto left = static_cast<uint32_t>(end - speculator.tokens().size());
-      if (absl::Status done = speculator.Step(left); !done.ok()) return done;
+      absl::Status done = speculator.Step(left);
+      // What was rolled back is gone: the table ends with the tokens whose K/V were kept.
+      const uint64_t kept = speculator.tokens().size() - 1;
+      done.Update(CheckCount(speculator.blocks().size(),
+                             (kept + block_tokens() - 1) / block_tokens(),
+                             "speculation, blocks after a pass"));
+      if (!done.ok()) return done;
       // The first pass computed the prompt, too.
       if (speculator.stats().passes == 1) start = SteadyClock::now();
     }
