@@ -39,7 +39,7 @@ class NoMover final : public Mover {
  public:
   absl::Status Submit(const MoveJob&) override { return absl::UnavailableError("no other tier"); }
   void Raise(MoveId) override {}
-  void Erase(Slot, const BlockKey&) override {}
+  void Erase(Slot, uint32_t) override {}
 };
 
 // Spread over all bits, as a SHA-256 is.
