@@ -210,12 +210,14 @@ TEST_F(KvBlocksTest, AForkWithoutALeaseKeepsItsParents) {
   daemon_.fake().AnswerError("Fork", grpc::Status(grpc::RESOURCE_EXHAUSTED, "leases"));
   KvBlocks fork = blocks->Fork(8);
   blocks.reset();
-  // The parent's lease pins what the fork reads.
+  // The parent's lease pins what the fork reads. A lookup waits for releases that were sent.
+  const Lease before = daemon_.LookUp(0);
   EXPECT_EQ(daemon_.fake().Calls("Release"), 0);
   EXPECT_EQ(fork.table()[1][3], std::byte{5});
   fork.Grow(12, 12);
   EXPECT_EQ(fork.counts().local, 1u);
   fork = KvBlocks(*pool_, kBlockTokens);
+  const Lease after = daemon_.LookUp(0);
   EXPECT_EQ(daemon_.fake().Calls("Release"), 1);
 }
 
