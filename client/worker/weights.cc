@@ -14,7 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client/worker/bf16.h"
-#include "client/worker/safetensors.h"
+#include "client/worker/checkpoint.h"
 #include "client/worker/tensor_names.h"
 #include "xxhash.h"
 
@@ -136,37 +136,31 @@ absl::StatusOr<Weights> Weights::Load(const std::string& directory) {
   const absl::StatusOr<ModelConfig> config =
       ReadModelConfig(absl::StrCat(directory, "/config.json"));
   if (!config.ok()) return config.status();
-  const std::string path = absl::StrCat(directory, "/model.safetensors");
-  absl::StatusOr<MappedFile> file = MappedFile::Open(path);
-  if (!file.ok()) return file.status();
-  absl::StatusOr<SafetensorsEntries> entries = ParseSafetensors(file->bytes());
-  if (!entries.ok()) {
-    return absl::Status(entries.status().code(),
-                        absl::StrCat(path, ": ", entries.status().message()));
-  }
+  absl::StatusOr<Checkpoint> checkpoint = OpenCheckpoint(directory);
+  if (!checkpoint.ok()) return checkpoint.status();
   Tensors tensors;
   for (const WantedTensor& wanted : WantedTensors(*config)) {
-    const auto found = entries->find(wanted.name);
-    if (found == entries->end()) {
+    const auto found = checkpoint->tensors.find(wanted.name);
+    if (found == checkpoint->tensors.end()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(path, ": ", wanted.name, ": missing; config.json calls for it"));
+          absl::StrCat(directory, ": ", wanted.name, ": missing; config.json calls for it"));
     }
     const SafetensorsEntry& entry = found->second;
     if (entry.shape != wanted.shape) {
       return absl::InvalidArgumentError(
-          absl::StrCat(path, ": ", wanted.name, ".shape: ", ShapeText(entry.shape),
+          absl::StrCat(directory, ": ", wanted.name, ".shape: ", ShapeText(entry.shape),
                        "; allowed by config.json: ", ShapeText(wanted.shape)));
     }
     tensors.emplace(wanted.name, AsTensor(entry.dtype, entry.shape, entry.bytes));
-    entries->erase(found);
+    checkpoint->tensors.erase(found);
   }
-  for (const auto& [name, entry] : *entries) {
+  for (const auto& [name, entry] : checkpoint->tensors) {
     if (IsRedundant(*config, name)) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", name, ": config.json calls for no such tensor"));
+        absl::StrCat(directory, ": ", name, ": config.json calls for no such tensor"));
   }
   Weights weights(*config, std::move(tensors));
-  weights.file_ = *std::move(file);
+  weights.files_ = std::move(checkpoint->files);
   return weights;
 }
 

@@ -10,9 +10,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/container/btree_map.h"
 #include "absl/status/statusor.h"
@@ -36,7 +36,7 @@ void ReadRow(const Tensor& tensor, uint64_t row, std::span<float> out);
 
 class Weights {
  public:
-  // `directory` holds config.json and model.safetensors; the latter is mapped, not read, and
+  // `directory` holds config.json and a checkpoint (checkpoint.h), which is mapped, not read, and
   // must not be changed while this object lives. NOT_FOUND for a missing file;
   // INVALID_ARGUMENT for a file that is damaged or does not fit its configuration, naming the
   // tensor, what it has and what is wanted.
@@ -64,8 +64,8 @@ class Weights {
   ModelConfig config_;
   std::string revision_;
   Tensors tensors_;
-  std::optional<MappedFile> file_;  // either this is where the tensors lie,
-  Buffer random_;                   // or this
+  std::vector<MappedFile> files_;  // either these are where the tensors lie,
+  Buffer random_;                  // or this
 };
 
 }  // namespace larder::worker

@@ -45,8 +45,9 @@ void AddKvDtype(CLI::App& app, Dtype& value) {
 void ModelFlags::AddTo(CLI::App& app) {
   CLI::Option_group* const source = app.add_option_group("Model", "Exactly one of");
   source
-      ->add_option("--model", directory_,
-                   "Directory with config.json and model.safetensors (Llama or Qwen2)")
+      ->add_option(
+          "--model", directory_,
+          "Directory with config.json and safetensors, one file or several (Llama or Qwen2)")
       ->type_name("DIR");
   source
       ->add_option("--random-weights", random_config_,

@@ -64,13 +64,18 @@ std::string Safetensors(const std::vector<FileTensor>& tensors) {
   return RawSafetensors(text, data);
 }
 
-ModelDirectory::ModelDirectory(std::string_view config_json, std::string_view safetensors) {
+ModelDirectory::ModelDirectory(const std::map<std::string, std::string>& files) {
   std::string path = testing::TempDir() + "larder_model_XXXXXX";
   EXPECT_NE(::mkdtemp(path.data()), nullptr);
   path_ = path;
-  std::ofstream(path_ / "config.json", std::ios::binary) << config_json;
-  std::ofstream(path_ / "model.safetensors", std::ios::binary) << safetensors;
+  for (const auto& [name, bytes] : files) {
+    std::ofstream(path_ / name, std::ios::binary) << bytes;
+  }
 }
+
+ModelDirectory::ModelDirectory(std::string_view config_json, std::string_view safetensors)
+    : ModelDirectory({{"config.json", std::string(config_json)},
+                      {"model.safetensors", std::string(safetensors)}}) {}
 
 ModelDirectory::~ModelDirectory() { std::filesystem::remove_all(path_); }
 

@@ -31,9 +31,10 @@ std::string RawSafetensors(std::string_view header, std::string_view data);
 // A valid file of these tensors, one after the other.
 std::string Safetensors(const std::vector<FileTensor>& tensors);
 
-// A directory with the two files, removed with the object.
+// A directory with these files, removed with the object.
 class ModelDirectory {
  public:
+  explicit ModelDirectory(const std::map<std::string, std::string>& files);
   ModelDirectory(std::string_view config_json, std::string_view safetensors);
   ModelDirectory(const ModelDirectory&) = delete;
   ModelDirectory& operator=(const ModelDirectory&) = delete;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <random>
 
+#include "client/worker/checkpoint.h"
 #include "client/worker/model_config.h"
 #include "client/worker/safetensors.h"
 #include "gtest/gtest.h"
@@ -130,6 +131,29 @@ TEST(MutationTest, ConfigurationsAreReadOrRefused) {
     }
     ++read;
     ASSERT_TRUE(Validate(*config).ok()) << Validate(*config);
+  }
+  EXPECT_GT(read, kMutations / 200);
+  EXPECT_LT(read, kMutations / 2);
+}
+
+TEST(MutationTest, IndexesAreReadOrRefused) {
+  const std::string valid =
+      R"({"metadata":{"total_size":24},"weight_map":{"a":"model-00001-of-00002.safetensors",)"
+      R"("b.weight":"model-00002-of-00002.safetensors","c":"model-00001-of-00002.safetensors"}})";
+  size_t read = 0;
+  for (uint32_t seed = 0; seed < kMutations; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937 random(seed);
+    const auto places = ParseSafetensorsIndex(Mutated(valid, random));
+    if (!places.ok()) {
+      ASSERT_FALSE(places.status().message().empty());
+      continue;
+    }
+    ++read;
+    for (const auto& [tensor, file] : *places) {
+      ASSERT_EQ(file.find('/'), std::string::npos);
+      ASSERT_TRUE(file.ends_with(".safetensors")) << file;
+    }
   }
   EXPECT_GT(read, kMutations / 200);
   EXPECT_LT(read, kMutations / 2);
