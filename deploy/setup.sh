@@ -10,8 +10,10 @@ set -euo pipefail
 
 # One package a word. "a|b": whichever the distribution has, the first one preferred.
 packages=(
-  # Tools. clang compiles once more with -Wthread-safety, which GCC does not know.
-  g++ clang cmake ninja-build 'pkg-config|pkgconf'
+  # Tools. clang for the sanitizers and for -Wthread-safety, which GCC does not know; llvm names
+  # functions in a sanitizer's report.
+  g++ clang libclang-rt-dev llvm
+  cmake ninja-build 'pkg-config|pkgconf'
   # RPC: library, code generators, Abseil.
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev
   # NVMe tier: its I/O, the index and its checksums. SHA-256 of block keys: OpenSSL.
