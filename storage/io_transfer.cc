@@ -56,6 +56,7 @@ bool IoTransfer::Advance(int64_t result) {
   // Part of a page is moved again: what is left must start on one.
   const uint64_t moved = static_cast<uint64_t>(result) / kPage * kPage;
   if (moved == 0) {
+    if (result > 0 && ++tries_ < kTriesMax) return false;
     ended_ = true;
     return true;
   }
