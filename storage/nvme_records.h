@@ -1,5 +1,5 @@
-// NvmeRecords: the records of all slots, in RocksDB. The only file that knows RocksDB is this
-// one's .cc.
+// NvmeRecords: the records of all slots, in RocksDB, and how much was written when. The only
+// file that knows RocksDB is this one's .cc.
 //
 // Thread safety: Get, Apply and Probe are thread-safe; Scan runs before any of them.
 //
@@ -15,7 +15,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "storage/nvme_format.h"
+#include "storage/nvme_written.h"
 #include "storage/types.h"
+
+namespace rocksdb {
+class Env;
+}
 
 namespace larder {
 
@@ -30,8 +35,10 @@ class NvmeRecords {
   using VisitFn = std::function<void(Slot, const std::optional<NvmeRecord>&)>;
 
   // A damaged index is repaired as far as RocksDB can, and begun anew where it cannot: what
-  // it loses are misses. UNAVAILABLE: the file system fails.
-  static absl::StatusOr<std::unique_ptr<NvmeRecords>> Open(const std::string& path);
+  // it loses are misses. UNAVAILABLE: the file system fails. `env`: where `path` is; null: this
+  // machine. Tests give one that loses power; it outlives the records.
+  static absl::StatusOr<std::unique_ptr<NvmeRecords>> Open(const std::string& path,
+                                                           rocksdb::Env* env = nullptr);
   // Changes no byte of the index: for looking only; Apply, Scan and Probe fail. DATA_LOSS: it
   // is damaged, which Open would repair.
   static absl::StatusOr<std::unique_ptr<NvmeRecords>> OpenReadOnly(const std::string& path);
@@ -41,8 +48,11 @@ class NvmeRecords {
   virtual absl::StatusOr<NvmeRecord> Get(Slot slot) const = 0;
 
   // All or nothing, in order, each with the time of now as written_at_s. `sync`: durable when
-  // it returns OK.
+  // it returns OK. Payloads of new records count as written.
   virtual absl::Status Apply(std::span<const Change> changes, bool sync) = 0;
+
+  // By this machine's clock, as of the last Apply, which may have been before a restart.
+  virtual NvmeWritten Written() const = 0;
 
   // Every good record in slot order; deletes those that `keep` rejects and those that are
   // not good.

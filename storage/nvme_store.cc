@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "storage/check.h"
 #include "storage/nvme_committer.h"
 #include "storage/nvme_directory.h"
@@ -55,6 +56,7 @@ class NvmeStore::Impl {
   void Erase(Slot slot, uint32_t key_tag) { committer_.Erase(slot, key_tag); }
   Health health() const { return committer_.health(); }
   Stats stats() const;
+  NvmeWritten written() const;
 
  private:
   absl::Status CheckPlace(Slot slot, uint64_t bytes) const;
@@ -195,6 +197,12 @@ NvmeStore::Stats NvmeStore::Impl::stats() const {
   return stats;
 }
 
+NvmeWritten NvmeStore::Impl::written() const {
+  NvmeWritten written = records_->Written();
+  written.Advance(absl::Now());
+  return written;
+}
+
 NvmeStore::NvmeStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 NvmeStore::~NvmeStore() = default;
 
@@ -202,8 +210,8 @@ absl::StatusOr<std::unique_ptr<NvmeStore>> NvmeStore::Open(Options options) {
   auto directory = NvmeDirectory::Open(
       {options.directory, options.bytes, options.slab_bytes, options.direct_io});
   if (!directory.ok()) return directory.status();
-  absl::StatusOr<std::unique_ptr<NvmeRecords>> records =
-      options.open_records ? options.open_records() : NvmeRecords::Open((*directory)->index_path());
+  auto records = options.open_records ? options.open_records()
+                                      : NvmeRecords::Open((*directory)->index_path());
   if (!records.ok()) return records.status();
   OpenedIo io = OpenIo((*directory)->TakeSlots(), {.direct = (*directory)->direct(),
                                                    .threads = options.io_threads,
@@ -230,5 +238,6 @@ void NvmeStore::Read(Slot slot, std::span<std::byte> block, const BlockRecord& e
 void NvmeStore::Erase(Slot slot, uint32_t key_tag) { impl_->Erase(slot, key_tag); }
 NvmeStore::Health NvmeStore::health() const { return impl_->health(); }
 NvmeStore::Stats NvmeStore::stats() const { return impl_->stats(); }
+NvmeWritten NvmeStore::written() const { return impl_->written(); }
 
 }  // namespace larder

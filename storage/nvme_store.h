@@ -30,6 +30,7 @@
 #include "absl/time/time.h"
 #include "storage/io_backend.h"
 #include "storage/mover.h"
+#include "storage/nvme_written.h"
 #include "storage/types.h"
 
 namespace larder {
@@ -53,8 +54,9 @@ class NvmeStore {
     std::function<void(bool writable)> on_writable;     // each change; must not block
     // Wraps the real I/O, so that tests can make it fail.
     std::function<std::unique_ptr<IoBackend>(std::unique_ptr<IoBackend>)> wrap_io;
-    // Where records are kept; null: in RocksDB. Tests keep them where a power cut costs little.
-    std::function<std::unique_ptr<NvmeRecords>()> open_records;
+    // Where records are kept; null: in RocksDB, in the directory. Tests keep them where the power
+    // can be cut.
+    std::function<absl::StatusOr<std::unique_ptr<NvmeRecords>>()> open_records;
   };
 
   struct Health {
@@ -93,6 +95,10 @@ class NvmeStore {
   // At start, before any Read or Write: every readable record whose slot lies within the
   // file, in slot order. Those that `keep` rejects, and all others, are deleted.
   absl::Status Scan(const KeepFn& keep);
+
+  // Bytes of blocks made durable, by the hour, also before this start; up to now by the
+  // machine's clock. What was under way when a process or the machine died is not counted.
+  NvmeWritten written() const;
 
   // `block` must stay unchanged until done. INVALID_ARGUMENT: slot or length outside of the
   // file. UNAVAILABLE: the device failed or the tier is degraded.

@@ -170,6 +170,26 @@ TEST(NvmeDamage, DamagedIndexFilesCostBlocksNotTheTier) {
   }
 }
 
+std::string LogOf(const std::string& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder + "/index")) {
+    if (entry.path().extension() == ".log" && entry.file_size() > 0) return entry.path();
+  }
+  return "";
+}
+
+// One bit makes an entry of the log one of a recycled log's. In one of RocksDB's modes of recovery
+// such a log is read for ever.
+TEST(NvmeDamage, ALogEntryThatLooksRecycledEndsTheLog) {
+  TempDir folder;
+  WriteMany(folder.path(), 0, 20);
+  constexpr uint64_t kTypeAt = 6;  // after checksum and length
+  FlipBit(LogOf(folder.path()), kTypeAt, 2);
+  auto store = OpenStore(StoreOptions(folder.path(), 4 << 20));
+  EXPECT_EQ(CountRecords(*store), 0u);
+  EXPECT_TRUE(WriteBlock(*store, Slot(1), 4096, 1000).ok());
+  EXPECT_TRUE(ReadBlock(*store, Slot(1), 4096, 1000).ok());
+}
+
 // Any bits of any file: a counted miss, or a refusal that names FORMAT; never a wrong byte.
 TEST(NvmeDamage, FlippedBitsAnywhereAreMissesOrAClearRefusal) {
   constexpr uint32_t kBlocks = 40;

@@ -7,8 +7,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "storage/nvme_records.h"
 #include "storage/nvme_store.h"
 #include "tests/storage/nvme_testing.h"
+#include "tests/storage/simulated_files.h"
 
 namespace larder {
 namespace {
@@ -174,6 +176,62 @@ TEST_F(NvmeFaults, StalledWritesStopFurtherOnesAndReadsGoOn) {
   }
   health_.WaitForChanges(2);
   EXPECT_TRUE(WriteBlock(*store_, Slot(17), 8192, 3).ok());
+}
+
+TEST_F(NvmeFaults, AHangingIndexStopsWritesAndReadsGoOn) {
+  Gate gate;
+  SimulatedFiles files(/*seed=*/1, [&gate](bool change) {
+    if (change) gate.Pass();
+    return 0;
+  });
+  auto options = StoreOptions(folder_.path(), 4 << 20);
+  options.on_writable = health_.Listener();
+  options.stall_limit = absl::Milliseconds(20);
+  options.open_records = [&files] { return NvmeRecords::Open("/index", files.env()); };
+  store_ = OpenStore(options);
+  ASSERT_TRUE(WriteBlock(*store_, Slot(1), 8192, 1).ok());
+  gate.Close();
+  BlockMemory block(8192);
+  Fill(block.span(), 2);
+  Waiter stuck;
+  store_->Write(Slot(9), block.span(), RecordOf(2), stuck.done());
+  while (!store_->health().degraded) std::this_thread::yield();
+  EXPECT_TRUE(ReadBlock(*store_, Slot(1), 8192, 1).ok());
+  EXPECT_FALSE(stuck.finished());
+  gate.Open();
+  EXPECT_TRUE(stuck.Wait().ok());
+  while (store_->health().degraded) std::this_thread::yield();
+  EXPECT_TRUE(ReadBlock(*store_, Slot(9), 8192, 2).ok());
+  store_.reset();
+}
+
+// A full disk right after a start, when RocksDB has nothing in its memtable, and an error that it
+// calls final: neither ends the process, and the index comes back by itself.
+TEST_F(NvmeFaults, AnIndexThatCouldNotWriteComesBackWithWhatItHad) {
+  for (const int error : {ENOSPC, EIO}) {
+    SCOPED_TRACE(error);
+    std::atomic<int> fails_with = 0;
+    SimulatedFiles files(/*seed=*/1, [&](bool change) { return change ? fails_with.load() : 0; });
+    auto options = StoreOptions(folder_.path(), 4 << 20);
+    options.open_records = [&files] { return NvmeRecords::Open("/index", files.env()); };
+    store_ = OpenStore(options);
+    ASSERT_TRUE(WriteBlock(*store_, Slot(1), 8192, 1).ok());
+    store_.reset();
+    store_ = OpenStore(options);
+    fails_with = error;
+    EXPECT_TRUE(absl::IsUnavailable(WriteBlock(*store_, Slot(9), 8192, 2)));
+    const uint64_t errors = store_->stats().errors;
+    while (store_->stats().errors < errors + 2) std::this_thread::yield();  // probes
+    EXPECT_TRUE(ReadBlock(*store_, Slot(1), 8192, 1).ok());
+    fails_with = 0;
+    while (store_->health().degraded) std::this_thread::yield();
+    EXPECT_TRUE(WriteBlock(*store_, Slot(9), 8192, 2).ok());
+    store_.reset();
+    store_ = OpenStore(options);
+    EXPECT_TRUE(ReadBlock(*store_, Slot(1), 8192, 1).ok());
+    EXPECT_TRUE(ReadBlock(*store_, Slot(9), 8192, 2).ok());
+    store_.reset();
+  }
 }
 
 // What waits for the hanging read is ended by its own deadline, in server/rpc.

@@ -1,24 +1,17 @@
 #include "tests/storage/simulated_drive.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <deque>
-#include <functional>
 #include <thread>
 #include <utility>
 
 #include "storage/errno_status.h"
+#include "storage/io_transfer.h"
 #include "storage/nvme_format.h"
 
 namespace larder::testing {
-
-namespace {
-
-constexpr uint64_t kSector = 512;
-
-uint64_t Padded(uint64_t bytes) { return (bytes + kSlotGranule - 1) / kSlotGranule * kSlotGranule; }
-
-}  // namespace
 
 // One thread that does one thing after the other.
 class SimulatedIo final : public IoBackend {
@@ -32,36 +25,40 @@ class SimulatedIo final : public IoBackend {
     thread_.join();
   }
   void Read(uint64_t offset, std::span<std::byte> to, DoneFn done) override {
-    Queue([=, this] { done(drive_.ReadNow(offset, to)); });
+    Queue({offset, to.data(), to.size(), false, std::move(done)});
   }
   void Write(uint64_t offset, std::span<const std::byte> from, DoneFn done) override {
-    Queue([=, this] { done(drive_.WriteNow(offset, from)); });
+    Queue({offset, const_cast<std::byte*>(from.data()), from.size(), true, std::move(done)});
   }
   absl::Status Sync() override { return drive_.SyncNow(); }
 
  private:
-  void Queue(std::function<void()> work) {
+  void Queue(IoJob job) {
     absl::MutexLock lock(&mu_);
-    queue_.push_back(std::move(work));
+    queue_.push_back(std::move(job));
   }
   bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); }
   void Run() {
     while (true) {
-      std::function<void()> work;
+      IoJob job;
       {
         absl::MutexLock lock(&mu_);
         mu_.Await(absl::Condition(this, &SimulatedIo::Ready));
         if (queue_.empty()) return;
-        work = std::move(queue_.front());
+        job = std::move(queue_.front());
         queue_.pop_front();
       }
-      work();
+      IoTransfer transfer(std::move(job), /*direct=*/true);
+      while (!transfer.Advance(
+          drive_.Call(transfer.write(), transfer.offset(), transfer.Left()))) {
+      }
+      transfer.Finish("simulated slots");
     }
   }
 
   SimulatedDrive& drive_;
   absl::Mutex mu_;
-  std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mu_);
+  std::deque<IoJob> queue_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };
@@ -90,6 +87,7 @@ class SimulatedRecords final : public NvmeRecords {
     }
     return drive_.ApplyNow(std::move(batch), sync);
   }
+  NvmeWritten Written() const override { return {}; }
   absl::Status Scan(const KeepFn& keep) override {
     SimulatedDrive::Batch deletes;
     absl::Status status = Visit([&](Slot slot, const std::optional<NvmeRecord>& record) {
@@ -119,7 +117,10 @@ class SimulatedRecords final : public NvmeRecords {
 };
 
 SimulatedDrive::SimulatedDrive(uint64_t bytes, uint64_t seed)
-    : random_(seed), seen_(bytes), medium_(bytes) {}
+    : random_(seed),
+      seen_(bytes),
+      medium_(bytes),
+      files_(seed, [this](bool change) { return FileError(change); }) {}
 
 std::unique_ptr<IoBackend> SimulatedDrive::Io() { return std::make_unique<SimulatedIo>(*this); }
 std::unique_ptr<NvmeRecords> SimulatedDrive::Records() {
@@ -142,11 +143,6 @@ bool SimulatedDrive::Event() {
   return !off_;
 }
 
-void SimulatedDrive::Put(std::vector<std::byte>& image, const Write& write, uint64_t from,
-                         uint64_t bytes) {
-  std::memcpy(image.data() + write.offset + from, write.bytes.data() + from, bytes);
-}
-
 void SimulatedDrive::Put(Index& index, const Batch& batch) {
   for (const auto& [slot, value] : batch.changes) {
     if (value) {
@@ -157,28 +153,51 @@ void SimulatedDrive::Put(Index& index, const Batch& batch) {
   }
 }
 
-absl::Status SimulatedDrive::WriteNow(uint64_t offset, std::span<const std::byte> from) {
+// What pread and pwrite return, or the kernel's ring.
+int64_t SimulatedDrive::Call(bool write, uint64_t offset, std::span<const iovec> parts) {
   absl::MutexLock lock(&mu_);
-  if (off_) return ErrnoStatus("simulated write", ENODEV);
-  const bool power = Event();
-  Write write{offset, std::vector<std::byte>(Padded(from.size()))};
-  std::memcpy(write.bytes.data(), from.data(), from.size());
-  const int error = power ? write_errno.load() : ENODEV;
+  if (off_) return -ENODEV;
+  const bool power = !write || Event();
+  const int error = power ? (write ? write_errno : read_errno).load() : ENODEV;
+  const uint64_t dice = random_() % 16;
+  if (error == 0 && dice < 2) return dice == 0 ? -EINTR : -EAGAIN;
+  uint64_t bytes = 0;
+  for (const iovec& part : parts) bytes += part.iov_len;
   // One that fails has done some of its work.
-  if (error != 0) write.bytes.resize(random_() % (write.bytes.size() / kSector + 1) * kSector);
-  Put(seen_, write, 0, write.bytes.size());
-  // Of two writes to one place the later one is what remains.
-  std::erase_if(cached_, [&](const Write& old) { return old.offset == offset; });
-  cached_.push_back(std::move(write));
-  return error == 0 ? absl::OkStatus() : ErrnoStatus("simulated write", error);
+  if (error != 0 || dice < 5) bytes = (1 + random_() % (bytes / kSector)) * kSector;
+  if (write) {
+    Write(offset, bytes, parts);
+  } else if (error == 0) {
+    Read(offset, bytes, parts);
+  }
+  return error == 0 ? static_cast<int64_t>(bytes) : -error;
 }
 
-absl::Status SimulatedDrive::ReadNow(uint64_t offset, std::span<std::byte> to) {
-  absl::MutexLock lock(&mu_);
-  const int error = off_ ? ENODEV : read_errno.load();
-  if (error != 0) return ErrnoStatus("simulated read", error);
-  std::memcpy(to.data(), seen_.data() + offset, to.size());
-  return absl::OkStatus();
+void SimulatedDrive::Read(uint64_t offset, uint64_t bytes, std::span<const iovec> parts) {
+  for (const iovec& part : parts) {
+    const uint64_t n = std::min<uint64_t>(bytes, part.iov_len);
+    std::memcpy(part.iov_base, seen_.data() + offset, n);
+    offset += n;
+    bytes -= n;
+  }
+}
+
+void SimulatedDrive::Write(uint64_t offset, uint64_t bytes, std::span<const iovec> parts) {
+  const uint64_t end = offset + bytes;
+  for (uint64_t at = offset; const iovec& part : parts) {
+    const uint64_t n = std::min<uint64_t>(end - at, part.iov_len);
+    std::memcpy(seen_.data() + at, part.iov_base, n);
+    at += n;
+  }
+  for (uint64_t at = offset; at < end; at += kSector) {
+    Sector& sector = cached_[at];
+    std::memcpy(sector.bytes.data(), seen_.data() + at, kSector);
+    sector.dropped = false;
+  }
+}
+
+void SimulatedDrive::Settle(uint64_t at, const Sector& sector) {
+  std::memcpy(medium_.data() + at, sector.bytes.data(), kSector);
 }
 
 absl::Status SimulatedDrive::SyncNow() {
@@ -187,13 +206,13 @@ absl::Status SimulatedDrive::SyncNow() {
   // Once: the next one says that all is well.
   const int error = Event() ? sync_errno.exchange(0) : ENODEV;
   if (error != 0) {
-    for (Write& write : cached_) write.dropped = write.dropped || !was_off;
+    for (auto& [at, sector] : cached_) sector.dropped = sector.dropped || !was_off;
     return ErrnoStatus("simulated sync", error);
   }
-  for (const Write& write : cached_) {
-    if (!write.dropped) Put(medium_, write, 0, write.bytes.size());
+  for (const auto& [at, sector] : cached_) {
+    if (!sector.dropped) Settle(at, sector);
   }
-  std::erase_if(cached_, [](const Write& write) { return !write.dropped; });
+  std::erase_if(cached_, [](const auto& each) { return !each.second.dropped; });
   return absl::OkStatus();
 }
 
@@ -216,13 +235,22 @@ absl::Status SimulatedDrive::ApplyNow(Batch batch, bool sync) {
   return absl::OkStatus();
 }
 
-void SimulatedDrive::PowerOn() {
+// 0, or what an operation on the index's files fails with.
+int SimulatedDrive::FileError(bool change) {
   absl::MutexLock lock(&mu_);
-  for (const Write& write : cached_) {
-    const uint64_t odds = random_() % 3;  // none of it, any of it, all of it
-    for (uint64_t at = 0; at < write.bytes.size(); at += kSector) {
-      if (odds == 2 || (odds == 1 && random_() % 2 == 0)) Put(medium_, write, at, kSector);
-    }
+  if (off_ || (change && !Event())) return ENODEV;
+  return change ? index_errno.load() : 0;
+}
+
+void SimulatedDrive::PowerOn() {
+  files_.PowerCut();
+  absl::MutexLock lock(&mu_);
+  uint64_t page = ~uint64_t{0};
+  uint64_t odds = 0;  // of a page: none of it, any of it, all of it
+  for (const auto& [at, sector] : cached_) {
+    if (at / kSlotGranule != page) odds = random_() % 3;
+    page = at / kSlotGranule;
+    if (odds == 2 || (odds == 1 && random_() % 2 == 0)) Settle(at, sector);
   }
   cached_.clear();
   const uint64_t kept = random_() % (cached_batches_.size() + 1);
