@@ -183,7 +183,7 @@ const std::vector<Setting>& Settings() {
        "meanwhile is forgotten",
        kLimit, WriteLimit(&Config::nvme_write_limit)},
       {"--nvme-write-limit-day", "SIZE", kTiers, "none",
-       "Bytes written to the NVME tier in any 24 hours since the start", kLimit,
+       "Bytes written to the NVME tier in any 24 hours, also before a restart", kLimit,
        WriteLimit(&Config::nvme_write_limit_day)},
       {"--copy-threads", "N", kTiers, "1", "Threads that copy between GPU and HOST", "1 to 64",
        Number(&Config::copy_threads, 1, 64)},

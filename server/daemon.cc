@@ -215,6 +215,7 @@ absl::Status Daemon::Impl::Recover() {
       });
   if (!status.ok()) return Annotate(status, "nvme-dir");
   const uint64_t orphans = cache_->RecoverDone();
+  cache_->RecoverWritten(nvme_->written());
   Log(LogLevel::kInfo, "nvme recovered",
       {{"dir", config_.nvme_dir},
        {"blocks", kept - orphans},

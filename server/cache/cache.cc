@@ -278,6 +278,11 @@ uint64_t Cache::RecoverDone() {
   return orphans;
 }
 
+void Cache::RecoverWritten(const NvmeWritten& written) {
+  const absl::MutexLock lock(&mu_);
+  s_->nvme_writes.Recover(written, clock_.Now());
+}
+
 void Cache::SetNvmeWritable(bool writable) {
   Section section(*this);
   s_->nvme_writable = writable;

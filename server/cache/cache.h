@@ -276,6 +276,8 @@ class Cache {
   bool RecoverBlock(Slot slot, uint32_t bytes, const BlockRecord& record);
   // Drops blocks whose ancestors are missing; returns how many.
   uint64_t RecoverDone();
+  // At start: what Options::nvme_writes counts of the time before.
+  void RecoverWritten(const NvmeWritten& written);
   // Writing to NVME stops and starts again; reads of healthy slots go on.
   void SetNvmeWritable(bool writable);
 

@@ -1,7 +1,7 @@
 // WriteBudget: how much may still be written to a drive that wears out.
 //
 //   rate   a bucket that fills with bytes_per_second, up to one second's worth
-//   day    what was written in each of the last 24 hours and in the current one
+//   day    what was written in each of the last 24 hours and in the current one, restarts included
 //
 // Thread safety: none; the cache locks. Deterministic: the caller tells the time.
 //
@@ -10,10 +10,10 @@
 //   2. In no 24 hours more than bytes_per_day.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
 #include "absl/time/time.h"
+#include "storage/nvme_written.h"
 
 namespace larder {
 
@@ -30,19 +30,16 @@ class WriteBudget {
   bool Allows(uint64_t bytes, absl::Time now);
   // Counts what is about to be written, allowed or not.
   void Take(uint64_t bytes, absl::Time now);
+  // Counts for the day what was written before, up to now, by another clock.
+  void Recover(const NvmeWritten& before, absl::Time now);
 
  private:
-  // A day and the hour under way: together they always reach back 24 hours.
-  static constexpr size_t kHours = 25;
-
   void Advance(absl::Time now);
 
   const Limits limits_;
   absl::Time filled_at_ = absl::InfinitePast();
   double owed_bytes_ = 0;  // taken from the bucket and not filled in again
-  int64_t hour_ = 0;       // since the clock's epoch
-  std::array<uint64_t, kHours> hours_{};
-  uint64_t day_bytes_ = 0;  // sum of hours_
+  NvmeWritten day_;
 };
 
 }  // namespace larder

@@ -52,6 +52,47 @@ TEST(WriteBudget, TheDaysWorthComesBackAfterADay) {
   EXPECT_EQ(Burst(budget, kStart + absl::Hours(25)), 100 * kBlock);
 }
 
+// What the drive's index remembers is by a wall clock, the budget's is another: hours of the two
+// begin anywhere. A promise that a restart must not break, so never a byte too early.
+TEST(WriteBudget, ARestartForgetsNothingOfTheDay) {
+  const WriteBudget::Limits limits{.bytes_per_day = 100 * kBlock};
+  for (int minutes = 0; minutes < 60; minutes += 7) {
+    const absl::Time wall = absl::FromUnixSeconds(1'000'000 * int64_t{3600}) + absl::Minutes(minutes);
+    for (int hours_ago = 0; hours_ago <= 26; ++hours_ago) {
+      SCOPED_TRACE(absl::StrCat(minutes, " minutes, ", hours_ago, " hours ago"));
+      NvmeWritten before;
+      before.Advance(wall - absl::Hours(hours_ago));
+      before.Add(60 * kBlock);
+      before.Advance(wall);
+      WriteBudget budget(limits);
+      budget.Recover(before, kStart);
+      const bool within_day = hours_ago <= 23;
+      if (within_day) EXPECT_EQ(Burst(budget, kStart), 40 * kBlock);
+      if (hours_ago > 25) EXPECT_EQ(Burst(budget, kStart), 100 * kBlock);
+      // Until a day after it was written, and no more than two hours longer.
+      WriteBudget later(limits);
+      later.Recover(before, kStart);
+      const absl::Time day_after = kStart + absl::Hours(24 - hours_ago);
+      if (within_day) EXPECT_EQ(Burst(later, day_after - absl::Seconds(1)), 40 * kBlock);
+      if (day_after >= kStart) {
+        WriteBudget rested(limits);
+        rested.Recover(before, kStart);
+        EXPECT_EQ(Burst(rested, day_after + absl::Hours(2)), 100 * kBlock);
+      }
+    }
+  }
+}
+
+TEST(WriteBudget, MoreThanTheLimitBeforeARestartStopsWritesUntilItIsADayAgo) {
+  NvmeWritten before;
+  before.Add(~uint64_t{0});
+  WriteBudget budget({.bytes_per_day = 100 * kBlock});
+  budget.Recover(before, kStart);
+  EXPECT_EQ(Burst(budget, kStart), 0u);
+  EXPECT_EQ(Burst(budget, kStart + absl::Hours(24)), 0u);
+  EXPECT_EQ(Burst(budget, kStart + absl::Hours(26)), 100 * kBlock);
+}
+
 // Both promises over every span of a random run.
 TEST(WriteBudget, NoSpanExceedsEitherLimit) {
   for (uint32_t seed = 1; seed <= 20; ++seed) {
