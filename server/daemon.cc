@@ -108,7 +108,11 @@ absl::Status Daemon::Impl::Start() {
   if (absl::Status status = StartHandover(); !status.ok()) return status;
   if (absl::Status status = StartRpc(); !status.ok()) return status;
   if (absl::Status status = StartMetrics(); !status.ok()) return status;
-  cleaner_ = std::make_unique<Ticker>(kCleanPeriod, [this] { cache_->Clean(); });
+  if (nvme_ != nullptr) rpc_->SetNvmeTakesWrites(!nvme_->health().degraded);
+  cleaner_ = std::make_unique<Ticker>(kCleanPeriod, [this] {
+    cache_->Clean();
+    if (nvme_ != nullptr) rpc_->SetNvmeTakesWrites(!nvme_->health().degraded);
+  });
   return absl::OkStatus();
 }
 

@@ -52,9 +52,11 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   builder.RegisterService(&server->inspector_);
   server->server_ = builder.BuildAndStart();
   if (server->server_ != nullptr) {
+    const absl::MutexLock lock(&server->mu_);
+    server->health_ = server->server_->GetHealthCheckService();
     for (const char* service :
          {v1::KvCache::service_full_name(), v1::Inspector::service_full_name()}) {
-      server->server_->GetHealthCheckService()->SetServingStatus(service, true);
+      server->health_->SetServingStatus(service, true);
     }
     return server;
   }
@@ -73,13 +75,29 @@ std::shared_ptr<grpc::Channel> RpcServer::InProcessChannel() {
   return server_->InProcessChannel(grpc::ChannelArguments());
 }
 
+// Only changes: gRPC tells watchers every call.
+void RpcServer::SetNvmeTakesWrites(bool takes) {
+  const absl::MutexLock lock(&mu_);
+  if (health_ == nullptr || nvme_takes_writes_ == takes) return;
+  nvme_takes_writes_ = takes;
+  health_->SetServingStatus(kNvmeHealthService, takes);
+}
+
 void RpcServer::Drain(absl::Duration grace) {
-  server_->GetHealthCheckService()->SetServingStatus(false);
+  {
+    const absl::MutexLock lock(&mu_);
+    if (health_ != nullptr) health_->SetServingStatus(false);
+    health_ = nullptr;
+  }
   context_.sessions.Drain(grace);
 }
 
 void RpcServer::Stop(absl::Time deadline) {
   if (server_ == nullptr) return;
+  {
+    const absl::MutexLock lock(&mu_);
+    health_ = nullptr;
+  }
   context_.sessions.CloseStreams(absl::UnavailableError("the daemon has stopped"));
   server_->Shutdown(absl::ToChronoTime(deadline));
   server_.reset();

@@ -3,7 +3,11 @@
 //   Start -> SERVING -> Drain: health NOT_SERVING, workers told, nothing new granted
 //         -> Stop: streams end, calls get until the deadline
 //
-// Thread safety: Drain and Stop are called by one thread; everything else is gRPC's.
+// Health, for load balancers and probes: "" and each gRPC service by its full name; and, where
+// SetNvmeTakesWrites has been called, kNvmeHealthService.
+//
+// Thread safety: SetNvmeTakesWrites is thread-safe. Drain and Stop are called by one thread;
+// everything else is gRPC's.
 //
 // Invariants:
 //   1. After Stop no handler runs, and no block is being read for a call.
@@ -13,10 +17,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/rpc/context.h"
 #include "server/rpc/inspector_service.h"
@@ -26,6 +33,8 @@ namespace larder {
 
 class RpcServer {
  public:
+  // A name of its own in grpc.health.v1, because a daemon whose drive is sick still serves.
+  static constexpr char kNvmeHealthService[] = "larder.v1.Nvme";
   // The largest request: a Put with its bytes.
   static constexpr int kReceiveBytesMax = 256 << 20;
 
@@ -42,6 +51,10 @@ class RpcServer {
   const std::vector<int>& ports() const { return ports_; }
   std::shared_ptr<grpc::Channel> InProcessChannel();
 
+  // SERVING or NOT_SERVING of kNvmeHealthService, told to watchers when it changes. NOT_SERVING
+  // for good from Drain on.
+  void SetNvmeTakesWrites(bool takes);
+
   void Drain(absl::Duration grace);
   void Stop(absl::Time deadline);
 
@@ -54,6 +67,11 @@ class RpcServer {
   InspectorService inspector_;
   std::vector<int> ports_;
   std::unique_ptr<grpc::Server> server_;  // null once stopped
+
+  absl::Mutex mu_;
+  // gRPC's, of server_; null before Start and from Drain on.
+  grpc::HealthCheckServiceInterface* health_ ABSL_GUARDED_BY(mu_) = nullptr;
+  std::optional<bool> nvme_takes_writes_ ABSL_GUARDED_BY(mu_);  // what watchers know
 };
 
 }  // namespace larder

@@ -170,6 +170,21 @@ class Daemon:
         number = workers.tier_number(name)
         return next(tier for tier in self.status().tiers if tier.tier == number)
 
+    def health(self, service):
+        """What grpc.health.v1 says of it."""
+        return self._health(self.channel.unary_unary, "Check", service, workers.CALL_SECONDS)
+
+    def watch_health(self, service):
+        """An iterator over its states, the present one first."""
+        return self._health(self.channel.unary_stream, "Watch", service, DEADLINE_SECONDS)
+
+    def _health(self, kind, call, service, seconds):
+        # Messages of one field each; Python's distribution packages have no stubs of it.
+        states = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING", b"\x08\x03": "UNKNOWN"}
+        request = b"\x0a" + bytes([len(service)]) + service.encode()
+        return kind(f"/grpc.health.v1.Health/{call}", request_serializer=bytes,
+                    response_deserializer=states.__getitem__)(request, timeout=seconds)
+
     def sessions(self):
         return self.inspector.ListSessions(inspector.ListSessionsRequest(leases=True),
                                            timeout=workers.CALL_SECONDS).sessions
@@ -210,6 +225,13 @@ class Daemon:
         """Writes past `size` of any file fail with EFBIG from now on, as on a full disk."""
         pid = self.process.child.pid
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def set_immutable(self, immutable):
+        """No file of its NVMe tier can be written any more, also by who has it open. False: not
+        by this user, or not on this file system."""
+        done = subprocess.run(["chattr", "-R", "+i" if immutable else "-i", str(self.nvme)],
+                              capture_output=True, check=False)
+        return done.returncode == 0
 
     def flip_payloads(self):
         """Inverts one byte in each 4 KiB of every payload file."""

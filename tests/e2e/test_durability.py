@@ -169,6 +169,53 @@ class Durability(harness.LarderTest):
         self.assert_restored(again.restore(healthy), 8)
         self.assert_restored(again.restore(after), 4)
 
+    def test_a_drive_that_becomes_read_only(self):
+        """Under a running daemon, files that the kernel lets nobody write; and what health says."""
+        daemon = self.daemon(gpu=16, host=32)
+        worker = self.worker(daemon)
+        healthy = prompt("before", 8)
+        lease = worker.fill(healthy)["lease"]
+        worker.flush(lease)
+        worker.release(lease)
+        daemon.wait_idle()
+        states = daemon.watch_health("larder.v1.Nvme")
+        self.assertEqual(next(states), "SERVING")
+
+        self.addCleanup(daemon.set_immutable, False)
+        if not daemon.set_immutable(True):
+            self.skipTest("files cannot be made immutable here")
+        lease = worker.fill(prompt("read-only", 6))["lease"]
+        with self.assertRaises(Refused):
+            worker.flush(lease, seconds=5)
+        worker.release(lease)
+        self.assertEqual(next(states), "NOT_SERVING")
+        self.assertEqual(daemon.health("larder.v1.Nvme"), "NOT_SERVING")
+        for service in ("", "larder.v1.KvCache"):
+            self.assertEqual(daemon.health(service), "SERVING")
+        self.assertIn("Operation not permitted", daemon.tier("NVME").health)
+        daemon.evict("GPU")
+        daemon.evict("HOST")
+        result = worker.restore(healthy)
+        self.assert_restored(result, 8)
+        worker.release(result["lease"])
+
+        daemon.set_immutable(False)
+        self.assertEqual(next(states), "SERVING")
+        after = prompt("after", 4)
+        lease = worker.fill(after)["lease"]
+        self.assertEqual(worker.flush(lease)["durable"], 4)
+        daemon.kill()
+        daemon.set_immutable(True)
+        refused = subprocess.run(daemon.argv(), capture_output=True, text=True, check=False,
+                                 timeout=harness.DEADLINE_SECONDS, env=harness.environment())
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertIn("nvme-dir: nvme directory", refused.stdout + refused.stderr)
+        daemon.set_immutable(False)
+        daemon.start()
+        again = self.worker(daemon)
+        self.assert_restored(again.restore(healthy), 8)
+        self.assert_restored(again.restore(after), 4)
+
     def test_a_smaller_drive_after_a_restart(self):
         """Records that no longer fit are dropped; the rest is right."""
         daemon = self.daemon(nvme=256)
@@ -261,6 +308,15 @@ class Durability(harness.LarderTest):
         with self.assertRaises(Refused) as caught:
             worker.flush(worker.fill(prompt("flushed", 2))["lease"], seconds=1)
         self.assertEqual(caught.exception.code, "DEADLINE_EXCEEDED")
+
+        # A daemon that dies again and again gets no day's worth each time.
+        for i in range(2):
+            daemon.restart()
+            again = self.worker(daemon)
+            again.release(again.fill(prompt(f"worn again {i}", 8))["lease"])
+            daemon.wait_idle()
+            self.assertEqual(daemon.tier("NVME").blocks, 16)
+            self.assertIn('larder_nvme_bytes_total{operation="write"} 0', daemon.metrics())
 
     def test_a_folder_of_somebody_else_is_refused_and_left_alone(self):
         daemon = harness.Daemon(self.directory)

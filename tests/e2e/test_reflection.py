@@ -150,7 +150,9 @@ class Reflection(harness.LarderTest):
             return check(HEALTH["HealthCheckRequest"](service=service),
                          timeout=workers.CALL_SECONDS).status
 
-        self.assertEqual(ask(""), SERVING)  # the server as a whole
+        # The server as a whole, its services, and whether its NVMe tier takes writes.
+        for service in ("", "larder.v1.KvCache", "larder.v1.Inspector", "larder.v1.Nvme"):
+            self.assertEqual(ask(service), SERVING)
         with self.assertRaises(grpc.RpcError) as caught:
             ask("no.such.Service")
         self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
