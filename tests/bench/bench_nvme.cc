@@ -24,6 +24,7 @@
 #include "absl/strings/str_format.h"
 #include "bench.h"
 #include "child.h"
+#include "daemon_fixture.h"
 #include "nvme_side.h"
 
 namespace larder::bench {
@@ -271,7 +272,9 @@ absl::Status MeasureDrive(const std::string& parent, const DriveOptions& options
 int main(int argc, char** argv) {
   using namespace larder::bench;
   std::vector<std::string> names(argv + 1, argv + argc);
-  const std::string folder = TakeFlag(names, "directory", ".");
+  const DaemonPlace place = {TakeFlag(names, "larderd", "larderd"),
+                             TakeFlag(names, "directory", ".")};
+  const std::string& folder = place.folder;
   const DriveOptions large{uint64_t{2} << 20, 1024, 5, ""};
   const DriveOptions small{uint64_t{192} << 10, 4096, 15, "_192k"};
   std::vector<Benchmark> all;
@@ -292,7 +295,8 @@ int main(int argc, char** argv) {
         names.push_back(std::string(what) + peer + options.suffix);
       }
     }
-    all.push_back({names, [=] { return MeasurePeers(folder, options); }});
+    names.push_back(std::string("host_read_over_redis") + options.suffix);
+    all.push_back({names, [=] { return MeasurePeers(place, options); }});
   }
   all.push_back(
       {{"nvme_recover_1m_s", "nvme_bytes_per_slot"}, [=] { return MeasureIndex(folder); }});

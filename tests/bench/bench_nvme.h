@@ -8,6 +8,8 @@
 
 namespace larder::bench {
 
+struct DaemonPlace;  // daemon_fixture.h
+
 struct DriveOptions {
   uint64_t block_bytes = 0;
   uint32_t blocks = 0;  // in the file; a run takes some of them
@@ -15,9 +17,9 @@ struct DriveOptions {
   std::string suffix;  // of the rows' names
 };
 
-// Each makes a temporary folder in `parent`.
+// Each makes a temporary folder in `parent`, or in place.folder.
 absl::Status MeasureDrive(const std::string& parent, const DriveOptions& options);
-absl::Status MeasurePeers(const std::string& parent, const DriveOptions& options);
+absl::Status MeasurePeers(const DaemonPlace& place, const DriveOptions& options);
 absl::Status MeasureIndex(const std::string& parent);
 
 }  // namespace larder::bench

@@ -9,12 +9,13 @@
 namespace larder::bench {
 namespace {
 
-v1::ModelSpec Spec() {
+v1::ModelSpec Spec(uint64_t block_bytes) {
+  const bool small = block_bytes == kBlockBytes;
   v1::ModelSpec spec;
   spec.set_name("bench");
-  spec.set_layers(24);
-  spec.set_kv_heads(2);
-  spec.set_head_dim(64);
+  spec.set_layers(small ? 24 : 32);
+  spec.set_kv_heads(small ? 2 : 8);
+  spec.set_head_dim(small ? 64 : 128);
   spec.set_dtype(v1::DTYPE_BF16);
   spec.set_block_tokens(kBlockTokens);
   return spec;
@@ -36,8 +37,9 @@ absl::Status ToStatus(const grpc::Status& status, const std::string& call) {
                       absl::StrCat(call, ": ", status.error_message()));
 }
 
-absl::StatusOr<std::unique_ptr<DaemonFixture>> DaemonFixture::Start(const DaemonPlace& place) {
-  std::unique_ptr<DaemonFixture> fixture(new DaemonFixture(place.folder));
+absl::StatusOr<std::unique_ptr<DaemonFixture>> DaemonFixture::Start(const DaemonPlace& place,
+                                                                    const PromptShape& shape) {
+  std::unique_ptr<DaemonFixture> fixture(new DaemonFixture(place.folder, shape));
   const std::string address = "unix:" + fixture->folder_.path() + "/larder.sock";
   absl::StatusOr<std::unique_ptr<Child>> daemon = Child::Start(
       {place.larderd, "--listen=" + address, "--host-bytes=512MiB", "--log-level=error"});
@@ -53,10 +55,10 @@ absl::Status DaemonFixture::Connect(const std::string& address) {
   absl::StatusOr<Client> client = Client::Connect(address);
   if (!client.ok()) return client.status();
   client_ = *std::move(client);
-  absl::StatusOr<v1::Model> model = client_->OpenModel(Spec());
+  absl::StatusOr<v1::Model> model = client_->OpenModel(Spec(shape_.block_bytes));
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
-  LARDER_CHECK(model_.block_bytes() == kBlockBytes);
+  LARDER_CHECK(model_.block_bytes() == shape_.block_bytes);
   absl::StatusOr<Session> session = client_->NewSession("bench");
   if (!session.ok()) return session.status();
   session_ = *std::move(session);
@@ -68,13 +70,13 @@ absl::Status DaemonFixture::Connect(const std::string& address) {
 
 absl::Status DaemonFixture::PutPrompt() {
   std::mt19937_64 random(5);
-  for (uint32_t i = 0; i < kBlocks * kBlockTokens; ++i) {
+  for (uint32_t i = 0; i < shape_.blocks * kBlockTokens; ++i) {
     prompt_.push_back(static_cast<uint32_t>(random() % 128'000));
   }
   absl::StatusOr<Lease> lease = session_->Lookup(model_, prompt_);
   if (!lease.ok()) return lease.status();
-  if (absl::Status status = lease->Reserve(kBlocks, v1::TIER_HOST); !status.ok()) return status;
-  for (uint32_t i = 0; i < kBlocks; ++i) {
+  if (absl::Status status = lease->Reserve(shape_.blocks, v1::TIER_HOST); !status.ok()) return status;
+  for (uint32_t i = 0; i < shape_.blocks; ++i) {
     const auto block = lease->Reserved(i);
     if (!block.ok()) return block.status();
     for (size_t at = 0; at < block->size(); at += sizeof(uint64_t)) {

@@ -1,4 +1,4 @@
-// A larderd with one prompt of 512 blocks in its HOST tier, and a worker attached to it.
+// A larderd with one prompt in its HOST tier, and a worker attached to it.
 //
 // Thread safety: none.
 #pragma once
@@ -30,9 +30,16 @@ struct DaemonPlace {
   std::string folder;   // where temporary folders go; on the drive that is measured
 };
 
+// What the prompt is made of.
+struct PromptShape {
+  uint64_t block_bytes = kBlockBytes;  // or 2 MiB: Llama-3-8B in bf16
+  uint32_t blocks = kBlocks;
+};
+
 class DaemonFixture {
  public:
-  static absl::StatusOr<std::unique_ptr<DaemonFixture>> Start(const DaemonPlace& place);
+  static absl::StatusOr<std::unique_ptr<DaemonFixture>> Start(const DaemonPlace& place,
+                                                              const PromptShape& shape = {});
 
   const std::vector<uint32_t>& prompt() const { return prompt_; }
   const v1::Model& model() const { return model_; }
@@ -42,10 +49,12 @@ class DaemonFixture {
   v1::Inspector::Stub& inspector() { return *inspector_; }
 
  private:
-  explicit DaemonFixture(const std::string& folder) : folder_(folder) {}
+  DaemonFixture(const std::string& folder, const PromptShape& shape)
+      : shape_(shape), folder_(folder) {}
   absl::Status Connect(const std::string& address);
   absl::Status PutPrompt();
 
+  const PromptShape shape_;
   // In this order, so that the worker leaves before the daemon goes.
   TemporaryFolder folder_;
   std::unique_ptr<Child> daemon_;

@@ -18,6 +18,8 @@
 
 namespace larder::bench {
 
+struct DaemonPlace;  // daemon_fixture.h
+
 // Blocks with random content, in an arena as the daemon's.
 //
 // A virtual drive is often a thread of the host's that copies, and then memory that the caches
@@ -77,5 +79,11 @@ std::unique_ptr<NvmeSide> MakeFilesSide(const std::string& path, const Blocks& b
 // 8 commands are under way. NOT_FOUND: no redis-server is installed.
 absl::StatusOr<std::unique_ptr<NvmeSide>> MakeRedisSide(const std::string& path,
                                                         const Blocks& blocks);
+
+// A larderd that has blocks 0 to count - 1 in HOST as one prompt. Read is what a worker does that
+// wants them in memory of its own: look the prompt up, copy out of the mapped arena, release.
+// UNIMPLEMENTED: Write.
+absl::StatusOr<std::unique_ptr<NvmeSide>> MakeHostSide(const DaemonPlace& place, uint32_t count,
+                                                       const Blocks& blocks);
 
 }  // namespace larder::bench

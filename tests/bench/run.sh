@@ -91,7 +91,7 @@ restore() {
 
 measure bench_tree
 measure bench_daemon "--larderd=$build/server/larderd" "--directory=$folder"
-measure bench_nvme "--directory=$folder"
+measure bench_nvme "--larderd=$build/server/larderd" "--directory=$folder"
 measure bench_kernels "--torch=tests/bench/torch_sdpa.py"
 if wants 'ttft_*_over_cold'; then restore --random-weights=tests/bench/qwen2_0_5b.json; fi
 if wants 'ttft_*_over_cold_trained'; then restore --model=tests/model/austen; fi
