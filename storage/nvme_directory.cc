@@ -27,6 +27,7 @@ namespace {
 constexpr char kLockName[] = "/LOCK";
 constexpr char kFormatName[] = "/FORMAT";
 constexpr size_t kTextMax = 256;
+constexpr size_t kTextShown = 64;  // of one that is not ours, in messages
 constexpr char kSlabWord[] = "slab ";
 // A tier of fewer slabs than this is laid out anew.
 constexpr uint64_t kSlabsMin = 4;
@@ -115,13 +116,16 @@ absl::Status Preallocate(int fd, uint64_t bytes, const std::string& path) {
 // Without touching anything: whose directory this is, and its slab size.
 absl::StatusOr<NvmeDirectory::Content> NvmeDirectory::Look() {
   const std::string path = path_ + kFormatName;
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  // A FIFO of this name would be waited for.
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
   if (!fd) {
     if (errno != ENOENT) return ErrnoStatus(absl::StrCat("nvme directory: opening ", path), errno);
     // FORMAT comes first in a new directory, so whatever is there without it is not ours.
     absl::StatusOr<std::string> entry = SomebodysEntry(path_);
     if (!entry.ok()) return entry.status();
     if (entry->empty()) return Content::kEmpty;
+    // Another daemon has made the tier since.
+    if (::access(path.c_str(), F_OK) == 0) return Look();
     return absl::FailedPreconditionError(absl::StrCat("nvme directory ", path_,
                                                       " has no FORMAT but other content (", *entry,
                                                       "); choose an empty one"));
@@ -135,7 +139,8 @@ absl::StatusOr<NvmeDirectory::Content> NvmeDirectory::Look() {
   }
   if (known) return Content::kTier;
   return absl::FailedPreconditionError(absl::StrCat(
-      "nvme directory ", path_, ": FORMAT is \"", absl::CEscape(text), "\", this build knows \"",
+      "nvme directory ", path_, ": FORMAT is \"", absl::CEscape(text.substr(0, kTextShown)),
+      "\", this build knows \"",
       absl::CEscape(kNvmeFormatText),
       "\" only; start the version that wrote it, or empty the directory (its cache is lost)"));
 }
@@ -148,9 +153,10 @@ absl::Status NvmeDirectory::Lock() {
     if (errno != EWOULDBLOCK)
       return ErrnoStatus(absl::StrCat("nvme directory: locking ", path), errno);
     const std::string holder(absl::StripAsciiWhitespace(ReadText(lock_.get())));
-    return absl::FailedPreconditionError(absl::StrCat("nvme directory ", path_,
-                                                      " is in use by process ", holder,
-                                                      "; stop it or choose another directory"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("nvme directory ", path_, " is in use by process ",
+                     holder.empty() ? "(it has just started)" : holder,
+                     "; stop it or choose another directory"));
   }
   const std::string pid = absl::StrCat(::getpid(), "\n");
   if (::ftruncate(lock_.get(), 0) != 0 ||

@@ -2,10 +2,15 @@
 
 #include "storage/nvme_directory.h"
 
+#include <sys/stat.h>
+
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <sstream>
+#include <thread>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -76,6 +81,70 @@ TEST(NvmeDirectory, OtherVersionsOtherMachinesAndDamageAreRefusedUntouched) {
     ASSERT_TRUE(Open(folder.path()).ok());
     std::ofstream(folder.path() + "/FORMAT") << text;
     ExpectRefusedUntouched(folder.path(), "start the version that wrote it, or empty the directory");
+  }
+}
+
+TEST(NvmeDirectory, AFormatThatNeverEndsIsRefusedInFewWords) {
+  enum { kZeros, kSlabOfZeros, kFifo, kCount };
+  for (int kind = 0; kind < kCount; ++kind) {
+    SCOPED_TRACE(kind);
+    TempDir folder;
+    const std::string path = folder.path() + "/FORMAT";
+    if (kind == kZeros) {
+      std::filesystem::create_symlink("/dev/zero", path);
+    } else if (kind == kFifo) {
+      ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+    } else {
+      std::ofstream(path) << kNvmeFormatText << "slab ";
+      std::filesystem::resize_file(path, uint64_t{1} << 40);  // a hole
+    }
+    for (const auto& opened :
+         {Open(folder.path()).status(), NvmeDirectory::OpenExisting(folder.path()).status()}) {
+      EXPECT_TRUE(absl::IsFailedPrecondition(opened)) << opened;
+      EXPECT_LE(opened.message().size(), 1000u) << opened;
+    }
+    EXPECT_FALSE(std::filesystem::exists(folder.path() + "/LOCK"));
+  }
+}
+
+// Whoever looks while it is being made finds none yet, or one that is in use.
+TEST(NvmeDirectory, HalfMadeItIsNotTakenForSomebodyElses) {
+  for (int round = 0; round < 50; ++round) {
+    TempDir folder(larder::testing::MemoryFolder());
+    std::atomic<int> looks = 0;
+    std::atomic<bool> made = false;
+    std::jthread looker([&] {
+      do {
+        const auto status = NvmeDirectory::OpenExisting(folder.path()).status();
+        EXPECT_TRUE(absl::StrContains(status.message(), "holds no NVMe tier") ||
+                    absl::StrContains(status.message(), "is in use by process"))
+            << status;
+        ++looks;
+      } while (!made);
+    });
+    while (looks == 0) std::this_thread::yield();
+    const auto opened = Open(folder.path());
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    made = true;
+    looker.join();
+  }
+}
+
+TEST(NvmeDirectory, OfManyThatStartAtOnceOneGetsIt) {
+  for (int round = 0; round < 10; ++round) {
+    TempDir folder(larder::testing::MemoryFolder());
+    std::vector<absl::StatusOr<std::unique_ptr<NvmeDirectory>>> opened(4);
+    {
+      std::vector<std::jthread> threads;
+      for (auto& each : opened) threads.emplace_back([&] { each = Open(folder.path()); });
+    }
+    size_t have = 0;
+    for (const auto& each : opened) {
+      have += each.ok();
+      EXPECT_TRUE(each.ok() || absl::StrContains(each.status().message(), "is in use by process"))
+          << each.status();
+    }
+    EXPECT_EQ(have, 1u);
   }
 }
 
