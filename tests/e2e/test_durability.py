@@ -319,7 +319,8 @@ class Durability(harness.LarderTest):
         for i in range(2):
             daemon.restart()
             again = self.worker(daemon)
-            again.release(again.fill(prompt(f"worn again {i}", 8))["lease"])
+            for j in range(12):
+                again.release(again.fill(prompt(f"worn again {i} {j}", 8))["lease"])
             daemon.wait_idle()
             self.assertEqual(daemon.tier("NVME").blocks, 16)
             self.assertIn('larder_nvme_bytes_total{operation="write"} 0', daemon.metrics())
