@@ -13,9 +13,9 @@ if(CMAKE_CUDA_COMPILER)
   # Code for Ampere and Hopper, and for what comes later PTX that the driver compiles.
   set(CMAKE_CUDA_ARCHITECTURES OFF)
   set(LARDER_CUDA_CODE
-    -gencode arch=compute_80,code=sm_80
-    -gencode arch=compute_90a,code=sm_90a
-    -gencode arch=compute_90,code=compute_90)
+    -gencode=arch=compute_80,code=sm_80
+    -gencode=arch=compute_90a,code=sm_90a
+    -gencode=arch=compute_90,code=compute_90)
   # CMake 3.25 does not know that nvcc has learned C++20.
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")

@@ -61,6 +61,13 @@ __device__ inline void LoadMatrix4Transposed(uint32_t (&r)[4], const void* row) 
                : "memory");
 }
 
+// movmatrix (warp): a matrix of which lane 4 g + t holds [g][2t, 2t+1], transposed.
+__device__ inline uint32_t TransposeMatrix(uint32_t r) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(r));
+  return transposed;
+}
+
 // mma.m16n8k16 (warp): d += a * b, float32 sums.
 __device__ inline void MmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(

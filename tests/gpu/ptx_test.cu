@@ -156,6 +156,26 @@ void Conversions(uint32_t /*seed*/) {
   Expect(wrong == 0, std::to_string(wrong) + " conversions differ");
 }
 
+__global__ void Transpose(const uint32_t* in, uint32_t* out) {
+  out[threadIdx.x] = TransposeMatrix(in[threadIdx.x]);
+}
+
+void MatricesAreTransposed(uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<uint32_t> in(32);
+  for (uint32_t& x : in) x = static_cast<uint32_t>(random());
+  const DeviceArray<uint32_t> input(in);
+  DeviceArray<uint32_t> output(32);
+  Require(Launch(Transpose, {1, 32}, nullptr, input.data(), output.data()), "Transpose");
+  const std::vector<uint32_t> out = output.Host();
+  const auto at = [](const std::vector<uint32_t>& m, int row, int column) {
+    return m[row * 4 + column / 2] >> (column % 2 * 16) & 0xffff;
+  };
+  for (int i = 0; i < 64; ++i) {
+    Expect(at(in, i / 8, i % 8) == at(out, i % 8, i / 8), "[i][j] goes to [j][i]");
+  }
+}
+
 __global__ void Zeros(const uint4* in, uint4* out) {
   uint4* const shared = reinterpret_cast<uint4*>(DynamicShared());
   CopyAsync16(shared + threadIdx.x, threadIdx.x % 2 == 0 ? in + threadIdx.x : in, threadIdx.x % 2 == 0);
@@ -210,6 +230,7 @@ int main(int argc, char** argv) {
                                     {"products_f16", 3, Products<F16>},
                                     {"conversions_bf16", 1, Conversions<Bf16>},
                                     {"conversions_f16", 1, Conversions<F16>},
+                                    {"matrices_are_transposed", 3, MatricesAreTransposed},
                                     {"copies_of_nothing_are_zero", 1, CopiesOfNothingAreZero},
                                     {"exp_and_log", 1, ExpAndLog}});
 }

@@ -56,6 +56,8 @@ inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
 template <typename T>
 T __ldg(const T* from) { return *from; }
+template <typename T>
+T __ldcg(const T* from) { return *from; }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __syncthreads() { larder::emulation::BlockBarrier(0, 0); }

@@ -99,6 +99,23 @@ void Load(uint32_t (&r)[4], const void* row, bool transposed) {
   RunCollective(&mine, &RunLoad);
 }
 
+struct Transposing {
+  uint32_t given;
+  uint32_t got;
+};
+
+void RunTranspose(void* const* lanes) {
+  const auto number = [lanes](int row, int column) {
+    const auto& lane = *static_cast<const Transposing*>(lanes[4 * row + column / 2]);
+    return lane.given >> 16 * (column % 2) & 0xffff;
+  };
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    const int g = lane / 4;
+    const int t = lane % 4;
+    static_cast<Transposing*>(lanes[lane])->got = number(2 * t, g) | number(2 * t + 1, g) << 16;
+  }
+}
+
 struct Product {
   float* d;
   const uint32_t* a;
@@ -146,6 +163,11 @@ void Multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 
 void LoadMatrix4(uint32_t (&r)[4], const void* row) { Load(r, row, false); }
 void LoadMatrix4Transposed(uint32_t (&r)[4], const void* row) { Load(r, row, true); }
+uint32_t TransposeMatrix(uint32_t r) {
+  Transposing mine{r, 0};
+  RunCollective(&mine, &RunTranspose);
+  return mine.got;
+}
 void MmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Multiply<kBf16>(d, a, b);
 }

@@ -28,6 +28,7 @@ inline void BarrierSync(int id, int threads) {
 
 void LoadMatrix4(uint32_t (&r)[4], const void* row);
 void LoadMatrix4Transposed(uint32_t (&r)[4], const void* row);
+uint32_t TransposeMatrix(uint32_t r);
 void MmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void MmaF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 

@@ -1,0 +1,52 @@
+#include "kernels/cuda/decode.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/decode_shape.h"
+#include "kernels/cuda/decode_variants.h"
+#include "kernels/cuda/group_merge.h"
+
+namespace larder::kernels::cuda {
+namespace {
+
+// What an SM keeps for itself of its shared memory, for each block.
+constexpr size_t kReservedBytes = 1024;
+constexpr int32_t kSmRegisters = 64 * 1024;
+// An upper bound for every kernel here (README.md has the figures).
+constexpr int32_t kThreadRegisters = 168;
+
+}  // namespace
+
+size_t DecodeCounterBytes(const DecodeParams& params) { return WorkspaceOf(params).counter_bytes; }
+size_t DecodeWorkspaceBytes(const DecodeParams& params) { return WorkspaceOf(params).bytes; }
+
+int32_t DecodeBlocksPerSm(const KvLayer& layer, int32_t q_heads, size_t shared_bytes) {
+  return WithDecodeShape(
+      layer.key_dim, q_heads / layer.kv_heads,
+      [&](auto shape) {
+        const auto by_shared =
+            static_cast<int32_t>(shared_bytes / (shape.kSharedBytes + kReservedBytes));
+        return std::min(by_shared, kSmRegisters / (kThreadRegisters * shape.kThreads));
+      },
+      0);
+}
+
+cudaError_t Decode(const DecodeParams& p, cudaStream_t stream) {
+  const KvLayer& layer = p.layer;
+  const int64_t strides = layer.key_offset_bytes | layer.value_offset_bytes |
+                          layer.head_stride_bytes | layer.token_stride_bytes;
+  const bool right = layer.kv_heads > 0 && p.q_heads > 0 && p.q_heads % layer.kv_heads == 0 &&
+                     layer.block_tokens > 0 && strides % 16 == 0 && p.q_stride % 2 == 0 &&
+                     (p.out_dtype == DType::kF32 || p.out_dtype == layer.dtype);
+  if (!right || layer.latent || layer.value_dim != layer.key_dim) return cudaErrorInvalidValue;
+  switch (layer.dtype) {
+    case DType::kBf16:
+      return DecodeBf16(p, stream);
+    case DType::kF16:
+      return DecodeF16(p, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace larder::kernels::cuda

@@ -1,0 +1,10 @@
+#include "kernels/cuda/decode_kernel.h"
+#include "kernels/cuda/decode_variants.h"
+
+namespace larder::kernels::cuda {
+
+cudaError_t DecodeBf16(const DecodeParams& p, cudaStream_t stream) {
+  return LaunchDecode<Bf16>(p, stream);
+}
+
+}  // namespace larder::kernels::cuda

@@ -1,0 +1,146 @@
+// Decode over keys and values of heads against the formula in double precision.
+#include <cstring>
+
+#include "tests/gpu/decode_case.h"
+
+namespace larder::gpu_tests {
+namespace {
+
+template <typename T, size_t N>
+T Pick(std::mt19937& random, const T (&from)[N]) {
+  return from[random() % N];
+}
+
+DecodeShapeCase RandomShape(uint32_t seed) {
+  std::mt19937 random(seed);
+  DecodeShapeCase s;
+  s.seed = seed;
+  s.dtype = Pick(random, {DType::kF16, DType::kBf16});
+  s.kv_heads = Pick(random, {1, 1, 2, 3});
+  s.group = Pick(random, {1, 2, 3, 4, 4, 7, 8, 9, 16, 17});
+  s.dim = Pick(random, {64, 64, 80, 96, 128, 128, 256});
+  s.block_tokens = Pick(random, {1, 3, 8, 16, 16, 32, 64, 100});
+  s.token_major = random() % 4 == 0;
+  if (random() % 2 == 0) {
+    s.window = static_cast<int32_t>(1 + random() % 300);
+    s.sinks = static_cast<int32_t>(random() % 40);
+  }
+  if (random() % 4 == 0) {
+    s.key_begin = static_cast<int32_t>(random() % 100);
+    s.key_end = s.key_begin + static_cast<int32_t>(random() % 400);
+  }
+  s.piece_tokens = Pick(random, {0, 0, 64, 128, 256});
+  s.out_f32 = random() % 3 != 0;
+  const int rows = static_cast<int>(1 + random() % 3);
+  for (int i = 0; i < rows; ++i) {
+    const int32_t position = Pick(random, {0, 1, 14, 15, 16, 62, 63, 64, 127, 255, 257, 400, 520});
+    s.positions.push_back(position + static_cast<int32_t>(random() % 3));
+  }
+  return s;
+}
+
+void RandomShapes(uint32_t seed) {
+  DecodeCase c(RandomShape(seed));
+  c.ExpectCorrect(c.Run());
+}
+
+// Every head dim and storage type, with few and with many heads.
+void EveryHeadDim(uint32_t seed) {
+  for (const DType dtype : {DType::kBf16, DType::kF16}) {
+    for (const int32_t dim : {64, 80, 96, 128, 256}) {
+      for (const int32_t group : {4, 12}) {
+        DecodeCase c({.seed = seed, .dtype = dtype, .group = group, .dim = dim, .positions = {150}});
+        c.ExpectCorrect(c.Run());
+      }
+    }
+  }
+}
+
+// A row's bits depend on its pieces, not on the batch, the blocks, or who ends last.
+void RowsDoNotDependOnTheBatch(uint32_t seed) {
+  const DecodeShapeCase one{.seed = seed, .kv_heads = 2, .group = 4, .dim = 64, .piece_tokens = 128,
+                            .positions = {500}};
+  DecodeCase alone(one);
+  const DecodeResult expected = alone.Run();
+  alone.ExpectCorrect(expected);
+  for (int again = 0; again < 3; ++again) {
+    const DecodeResult got = alone.Run();
+    Expect(got.out == expected.out && got.lse == expected.lse, "the same call, the same bits");
+  }
+  DecodeShapeCase several = one;
+  several.positions = {500, 37, 300};
+  DecodeCase batch(several);
+  // Sequence 0 is made first, so its keys are those of `alone`; its query is not.
+  batch.q() = alone.q();
+  batch.q().resize(3 * alone.q().size(), 0.5);
+  const DecodeResult got = batch.Run();
+  Expect(std::equal(expected.out.begin(), expected.out.end(), got.out.begin()) &&
+             std::equal(expected.lse.begin(), expected.lse.end(), got.lse.begin()),
+         "a row alone and in a batch, the same bits");
+}
+
+void ManyPiecesMerge(uint32_t seed) {
+  DecodeCase c({.seed = seed, .kv_heads = 1, .group = 8, .dim = 64, .piece_tokens = 64,
+                .positions = {64 * 40 + 5}});
+  c.ExpectCorrect(c.Run());
+}
+
+// Scores of some thousands: lse has 2.4e-4 to the last place there, and weights are all or nothing.
+void LargeScores(uint32_t seed) {
+  DecodeCase c({.seed = seed, .group = 4, .spread = 20, .positions = {300}});
+  const DecodeResult result = c.Run();
+  for (const double x : result.out) Expect(std::isfinite(x) && std::abs(x) < 100, "a value");
+  c.params().scale = 0;  // the mean of all values
+  c.ExpectCorrect(c.Run());
+}
+
+void NothingSeenIsZeroAndMinusInfinity(uint32_t seed) {
+  DecodeCase c({.seed = seed, .kv_heads = 2, .group = 3, .key_begin = 400, .positions = {300, 5}});
+  const DecodeResult result = c.Run();
+  for (const double x : result.out) Expect(x == 0, "out of a row that sees nothing is 0");
+  for (const float x : result.lse) Expect(x == -HUGE_VALF, "its lse is -infinity");
+}
+
+void AVisibleNanIsNotHidden(uint32_t seed) {
+  for (const int32_t piece_tokens : {0, 64}) {
+    DecodeCase c({.seed = seed, .group = 2, .piece_tokens = piece_tokens, .positions = {200}});
+    c.q()[3] = std::nan("");
+    const DecodeResult result = c.Run();
+    Expect(std::isnan(result.out[0]) && std::isnan(result.lse[0]), "a NaN in q is seen");
+    Expect(!std::isnan(result.out[64]) && !std::isnan(result.lse[1]), "the other head has none");
+  }
+}
+
+void OtherShapesAreRefused(uint32_t seed) {
+  DecodeCase c({.seed = seed, .positions = {5}});
+  using kernels::cuda::Decode;
+  kernels::cuda::DecodeParams p = c.params();
+  p.layer.key_dim = p.layer.value_dim = 72;
+  Expect(Decode(p, nullptr) == cudaErrorInvalidValue, "a head dim of 72");
+  p = c.params();
+  p.layer.dtype = DType::kF32;
+  Expect(Decode(p, nullptr) == cudaErrorInvalidValue, "float32 storage");
+  p = c.params();
+  p.layer.kv_heads = 2;
+  Expect(Decode(p, nullptr) == cudaErrorInvalidValue, "1 q head for 2 kv heads");
+  p = c.params();
+  p.layer.token_stride_bytes += 8;
+  Expect(Decode(p, nullptr) == cudaErrorInvalidValue, "rows that are not aligned to 16 bytes");
+}
+
+}  // namespace
+}  // namespace larder::gpu_tests
+
+int main(int argc, char** argv) {
+  using namespace larder::gpu_tests;  // NOLINT
+  return RunCases(argc, argv,
+                  std::vector<Case>{
+                      {"random_shapes", 60, RandomShapes},
+                      {"every_head_dim", 1, EveryHeadDim},
+                      {"rows_do_not_depend_on_the_batch", 3, RowsDoNotDependOnTheBatch},
+                      {"many_pieces_merge", 2, ManyPiecesMerge},
+                      {"large_scores", 1, LargeScores},
+                      {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
+                      {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
+                      {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
+}
