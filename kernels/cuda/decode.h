@@ -3,6 +3,7 @@
 //
 //   grid    one thread block a piece of the plan; above 16 heads a kv head, one for each 8 or 16 of them
 //   warp    16 keys at a time, from its own ring of stages: no barrier between warps until the end
+//           (MLA, whose rows are too long for that: tiles of 32 that the block shares)
 //   S^T = K Q^T and O^T += V^T P^T on tensor cores, keys the long side, heads the short one
 //
 // Thread safety: host functions that launch on `stream`; one workspace for each call under way.
@@ -40,8 +41,9 @@ struct DecodeParams {
   int32_t window = 0;  // as the plan was made for
   int32_t sinks = 0;
 
-  const void* q = nullptr;  // device [rows][q_heads][layer.key_dim], layer.dtype, aligned to 4
-  int64_t q_stride = 0;     // numbers from a row to the next, even
+  const void* q = nullptr;  // device [rows][q_heads][layer.key_dim], layer.dtype, aligned to 4;
+                            // latent: absorbed [latent | rope], aligned to 16
+  int64_t q_stride = 0;     // numbers from a row to the next, even; latent: a multiple of 8
   void* out = nullptr;      // device [rows][q_heads][layer.value_dim], written
   int64_t out_stride = 0;   // numbers from a row to the next
   DType out_dtype = DType::kF32;  // kF32 or layer.dtype

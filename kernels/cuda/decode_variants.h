@@ -9,5 +9,7 @@ namespace larder::kernels::cuda {
 
 cudaError_t DecodeBf16(const DecodeParams& p, cudaStream_t stream);
 cudaError_t DecodeF16(const DecodeParams& p, cudaStream_t stream);
+cudaError_t MlaBf16(const DecodeParams& p, cudaStream_t stream);
+cudaError_t MlaF16(const DecodeParams& p, cudaStream_t stream);
 
 }  // namespace larder::kernels::cuda
