@@ -1,8 +1,5 @@
 #include "kernels/cuda/decode.h"
 
-#include <algorithm>
-
-#include "kernels/cuda/decode_shape.h"
 #include "kernels/cuda/decode_variants.h"
 #include "kernels/cuda/group_merge.h"
 #include "kernels/cuda/mla_shape.h"
@@ -10,14 +7,23 @@
 namespace larder::kernels::cuda {
 namespace {
 
-// What an SM keeps of its shared memory for each block, and at most 9 KiB of static shared memory.
-constexpr size_t kReservedBytes = 10 * 1024;
-constexpr int32_t kSmRegisters = 64 * 1024;
-// An upper bound for every kernel here (README.md has the figures).
-constexpr int32_t kThreadRegisters = 255;
+DecodeVariant VariantOf(const KvLayer& layer, int32_t q_heads) {
+  if (layer.kv_heads <= 0 || q_heads <= 0 || q_heads % layer.kv_heads != 0) return {};
+  if (layer.dtype == DType::kF32) return {};
+  const bool bf16 = layer.dtype == DType::kBf16;
+  const int group = q_heads / layer.kv_heads;
+  if (!layer.latent) {
+    if (layer.value_dim != layer.key_dim) return {};
+    return bf16 ? DecodeBf16(layer, group) : DecodeF16(layer, group);
+  }
+  if (layer.kv_heads != 1 || layer.key_dim != kLatentRowDim || layer.value_dim != kLatentDim) return {};
+  return bf16 ? MlaBf16(group) : MlaF16(group);
+}
 
-bool IsMla(const KvLayer& layer) {
-  return layer.kv_heads == 1 && layer.key_dim == kLatentRowDim && layer.value_dim == kLatentDim;
+LaunchShape ShapeOf(const DecodeVariant& variant, const KvLayer& layer, int32_t q_heads,
+                    int32_t pieces) {
+  const int tiles = CeilDiv(q_heads / layer.kv_heads, variant.heads);
+  return {dim3(pieces, tiles), static_cast<unsigned>(variant.threads), variant.shared_bytes};
 }
 
 }  // namespace
@@ -25,29 +31,27 @@ bool IsMla(const KvLayer& layer) {
 size_t DecodeCounterBytes(const DecodeParams& params) { return WorkspaceOf(params).counter_bytes; }
 size_t DecodeWorkspaceBytes(const DecodeParams& params) { return WorkspaceOf(params).bytes; }
 
-int32_t DecodeBlocksPerSm(const KvLayer& layer, int32_t q_heads, size_t shared_bytes) {
-  const auto fitting = [&](auto shape) {
-    const auto by_shared =
-        static_cast<int32_t>(shared_bytes / (shape.kSharedBytes + kReservedBytes));
-    return std::min(by_shared, kSmRegisters / (kThreadRegisters * shape.kThreads));
-  };
-  if (layer.latent) return IsMla(layer) ? WithMlaShape(q_heads, fitting) : 0;
-  return WithDecodeShape(layer.key_dim, q_heads / layer.kv_heads, fitting, 0);
+cudaError_t DecodeBlocksAtOnce(const KvLayer& layer, int32_t q_heads, int32_t* blocks) {
+  const DecodeVariant variant = VariantOf(layer, q_heads);
+  if (variant.kernel == nullptr) return cudaErrorInvalidValue;
+  const LaunchShape shape = ShapeOf(variant, layer, q_heads, 1);
+  int all = 0;
+  const cudaError_t error = BlocksAtOnce(variant.kernel, shape, &all);
+  *blocks = max(1, all / static_cast<int>(shape.blocks.y));
+  return error;
 }
 
 cudaError_t Decode(const DecodeParams& p, cudaStream_t stream) {
   const KvLayer& layer = p.layer;
+  const DecodeVariant variant = VariantOf(layer, p.q_heads);
   const int64_t strides = layer.key_offset_bytes | layer.value_offset_bytes |
                           layer.head_stride_bytes | layer.token_stride_bytes;
-  const bool right = layer.kv_heads > 0 && p.q_heads > 0 && p.q_heads % layer.kv_heads == 0 &&
-                     layer.block_tokens > 0 && strides % 16 == 0 && p.q_stride % 2 == 0 &&
-                     (p.out_dtype == DType::kF32 || p.out_dtype == layer.dtype) &&
-                     (layer.latent ? IsMla(layer) && p.q_stride % 8 == 0
-                                   : layer.value_dim == layer.key_dim);
-  if (!right || layer.dtype == DType::kF32) return cudaErrorInvalidValue;
-  const bool bf16 = layer.dtype == DType::kBf16;
-  if (layer.latent) return bf16 ? MlaBf16(p, stream) : MlaF16(p, stream);
-  return bf16 ? DecodeBf16(p, stream) : DecodeF16(p, stream);
+  if (variant.kernel == nullptr || layer.block_tokens <= 0 || strides % 16 != 0 ||
+      p.q_stride % (layer.latent ? 8 : 2) != 0 ||
+      (p.out_dtype != DType::kF32 && p.out_dtype != layer.dtype)) {
+    return cudaErrorInvalidValue;
+  }
+  return Launch(variant.kernel, ShapeOf(variant, layer, p.q_heads, p.plan.piece_count), stream, p);
 }
 
 }  // namespace larder::kernels::cuda

@@ -58,9 +58,8 @@ struct DecodeParams {
 size_t DecodeCounterBytes(const DecodeParams& params);
 size_t DecodeWorkspaceBytes(const DecodeParams& params);
 
-// Thread blocks of this shape that an SM with `shared_bytes` of shared memory holds: what
-// DecodePlanOptions::blocks_at_once is made of. 0: the shape is not supported.
-int32_t DecodeBlocksPerSm(const KvLayer& layer, int32_t q_heads, size_t shared_bytes);
+// DecodePlanOptions::blocks_at_once on the current device. Errors as Decode's, and CUDA's own.
+cudaError_t DecodeBlocksAtOnce(const KvLayer& layer, int32_t q_heads, int32_t* blocks);
 
 // cudaErrorInvalidValue for shapes other than those named above.
 cudaError_t Decode(const DecodeParams& params, cudaStream_t stream);

@@ -1,10 +1,7 @@
 #include "kernels/cuda/decode_kernel.h"
-#include "kernels/cuda/decode_variants.h"
 
 namespace larder::kernels::cuda {
 
-cudaError_t DecodeBf16(const DecodeParams& p, cudaStream_t stream) {
-  return LaunchDecode<Bf16>(p, stream);
-}
+DecodeVariant DecodeBf16(const KvLayer& layer, int group) { return DecodeOf<Bf16>(layer, group); }
 
 }  // namespace larder::kernels::cuda

@@ -19,6 +19,7 @@
 
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/decode_shape.h"
+#include "kernels/cuda/decode_variants.h"
 #include "kernels/cuda/group_merge.h"
 #include "kernels/cuda/key_rows.h"
 #include "kernels/cuda/numbers.h"
@@ -248,13 +249,15 @@ __global__ void __launch_bounds__(DecodeShape<kDim, kTiles>::kThreads)
 }
 
 template <typename T>
-cudaError_t LaunchDecode(const DecodeParams& p, cudaStream_t stream) {
-  return WithDecodeShape(p.layer.key_dim, p.q_heads / p.layer.kv_heads, [&](auto shape) {
-    using Shape = decltype(shape);
-    const int tiles = CeilDiv(p.q_heads / p.layer.kv_heads, Shape::kHeads);
-    return Launch(DecodeKernel<T, Shape::kDim, Shape::kTiles>,
-                  {dim3(p.plan.piece_count, tiles), Shape::kThreads, Shape::kSharedBytes}, stream, p);
-  }, cudaErrorInvalidValue);
+DecodeVariant DecodeOf(const KvLayer& layer, int group) {
+  return WithDecodeShape(
+      layer.key_dim, group,
+      [](auto shape) {
+        using Shape = decltype(shape);
+        return DecodeVariant{DecodeKernel<T, Shape::kDim, Shape::kTiles>, Shape::kHeads,
+                             Shape::kThreads, Shape::kSharedBytes};
+      },
+      DecodeVariant());
 }
 
 }  // namespace larder::kernels::cuda

@@ -48,6 +48,45 @@ struct LaunchShape {
   size_t shared_bytes = 0;
 };
 
+// More shared memory than kSharedBytesFree has to be asked for, once a kernel and device; asking is cheap.
+template <typename... Params>
+cudaError_t AllowShared([[maybe_unused]] void (*kernel)(Params...),
+                        [[maybe_unused]] size_t shared_bytes) {
+#if !defined(LARDER_EMULATED_GPU)
+  if (shared_bytes > kSharedBytesFree) {
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(shared_bytes));
+  }
+#endif
+  return cudaSuccess;
+}
+
+// Blocks of this shape that the current device holds at a time.
+template <typename... Params>
+cudaError_t BlocksAtOnce([[maybe_unused]] void (*kernel)(Params...),
+                         [[maybe_unused]] const LaunchShape& shape, int* blocks) {
+#if defined(LARDER_EMULATED_GPU)
+  *blocks = 8;
+  return cudaSuccess;
+#else
+  int device = 0;
+  int sms = 0;
+  int blocks_per_sm = 0;
+  cudaError_t error = AllowShared(kernel, shape.shared_bytes);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &blocks_per_sm, kernel, static_cast<int>(shape.threads.x), shape.shared_bytes);
+  }
+  *blocks = sms * blocks_per_sm;
+  return error;
+#endif
+}
+
 // kernel<<<shape>>>(args...); the result says whether it was launched, not whether it will succeed.
 // An empty grid launches nothing. Only in .cu files.
 template <typename... Params, typename... Args>
@@ -58,13 +97,8 @@ cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape,
   emulation::RunGrid(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(args...); });
   return cudaSuccess;
 #elif defined(__CUDACC__)
-  if (shape.shared_bytes > kSharedBytesFree) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shape.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = AllowShared(kernel, shape.shared_bytes);
+  if (error != cudaSuccess) return error;
   kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(std::forward<Args>(args)...);
   return cudaGetLastError();
 #else

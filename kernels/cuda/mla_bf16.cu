@@ -1,8 +1,7 @@
-#include "kernels/cuda/decode_variants.h"
 #include "kernels/cuda/mla_kernel.h"
 
 namespace larder::kernels::cuda {
 
-cudaError_t MlaBf16(const DecodeParams& p, cudaStream_t stream) { return LaunchMla<Bf16>(p, stream); }
+DecodeVariant MlaBf16(int group) { return MlaOf<Bf16>(group); }
 
 }  // namespace larder::kernels::cuda

@@ -1,8 +1,7 @@
-#include "kernels/cuda/decode_variants.h"
 #include "kernels/cuda/mla_kernel.h"
 
 namespace larder::kernels::cuda {
 
-cudaError_t MlaF16(const DecodeParams& p, cudaStream_t stream) { return LaunchMla<F16>(p, stream); }
+DecodeVariant MlaF16(int group) { return MlaOf<F16>(group); }
 
 }  // namespace larder::kernels::cuda

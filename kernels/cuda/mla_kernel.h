@@ -16,6 +16,7 @@
 #pragma once
 
 #include "kernels/cuda/decode.h"
+#include "kernels/cuda/decode_variants.h"
 #include "kernels/cuda/group_merge.h"
 #include "kernels/cuda/key_rows.h"
 #include "kernels/cuda/mla_shape.h"
@@ -262,13 +263,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) MlaKernel(const DecodePara
 }
 
 template <typename T>
-cudaError_t LaunchMla(const DecodeParams& p, cudaStream_t stream) {
-  return WithMlaShape(p.q_heads, [&](auto shape) {
+DecodeVariant MlaOf(int group) {
+  return WithMlaShape(group, [](auto shape) {
     using Shape = decltype(shape);
-    return Launch(MlaKernel<T, Shape>,
-                  {dim3(p.plan.piece_count, CeilDiv(p.q_heads, Shape::kHeads)), Shape::kThreads,
-                   Shape::kSharedBytes},
-                  stream, p);
+    return DecodeVariant{MlaKernel<T, Shape>, Shape::kHeads, Shape::kThreads, Shape::kSharedBytes};
   });
 }
 

@@ -60,7 +60,7 @@ struct DecodePlanOptions {
   int32_t sinks = 0;
   int32_t key_begin = 0;
   int32_t key_end = std::numeric_limits<int32_t>::max();
-  int32_t blocks_at_once = 0;  // thread blocks that the GPU holds: SMs times blocks an SM
+  int32_t blocks_at_once = 0;  // pieces that the GPU works on at a time, see DecodeBlocksAtOnce
   int32_t piece_tokens = 0;    // a multiple of 64; 0: chosen. Raised where rule 4 asks for it
 };
 

@@ -91,12 +91,14 @@ class DecodeCase {
     using namespace kernels::cuda;  // NOLINT: names of what is tested
     std::vector<DecodeRow> rows;
     for (int i = 0; i < this->rows(); ++i) rows.push_back({i, i, shape_.positions[i]});
+    int32_t blocks = 0;
+    Require(DecodeBlocksAtOnce(params_.layer, params_.q_heads, &blocks), "DecodeBlocksAtOnce");
     const DecodePlan plan = PlanDecode(rows, {.kv_heads = shape_.kv_heads,
                                               .window = shape_.window,
                                               .sinks = shape_.sinks,
                                               .key_begin = shape_.key_begin,
                                               .key_end = shape_.key_end,
-                                              .blocks_at_once = 8,
+                                              .blocks_at_once = blocks,
                                               .piece_tokens = shape_.piece_tokens});
     const DeviceArray<DecodePiece> pieces(plan.pieces);
     const DeviceArray<DecodeGroup> groups(plan.groups);
