@@ -9,8 +9,8 @@ namespace {
 
 DecodeVariant VariantOf(const KvLayer& layer, int32_t q_heads) {
   if (layer.kv_heads <= 0 || q_heads <= 0 || q_heads % layer.kv_heads != 0) return {};
-  if (layer.dtype == DType::kF32) return {};
   const bool bf16 = layer.dtype == DType::kBf16;
+  if (!bf16 && layer.dtype != DType::kF16) return {};
   const int group = q_heads / layer.kv_heads;
   if (!layer.latent) {
     if (layer.value_dim != layer.key_dim) return {};

@@ -7,7 +7,7 @@
 //   | 16 keys    16 values         |  -- V^T (d x 16) * P^T (16 x 8) --> O^T (d x 8 heads)
 //   +------------------------------+
 //
-// 1. Warp w takes the 16-token steps w, w + 4, w + 8 ... of the piece, counted from position 0.
+// 1. Warp w takes the steps w, w + 4, w + 8 ... of the piece: 16 tokens each, from a multiple of 16 on.
 // 2. A step that was asked for kStages steps ago has arrived; scores, weights, values; then its stage is
 //    asked for anew. Lanes only wait for lanes of their own warp.
 // 3. In fragments a lane holds two heads, 2t and 2t + 1, of S^T and O^T alike, so a new maximum scales
@@ -54,8 +54,7 @@ class DecodeWarp {
     Clear();
     const int warp = threadIdx.x / kWarpLanes;
     const int last = CeilDiv(piece.end, kStepTokens);
-    int step = piece.begin / kStepTokens;
-    step += (warp - step) & (Shape::kWarps - 1);
+    int step = piece.begin / kStepTokens + warp;
     int fetched = step;
     const std::byte* key = rows.Key(fetched * kStepTokens + LaneToken());
     const auto fetch = [&](std::byte* stage) {

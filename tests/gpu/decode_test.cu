@@ -85,6 +85,17 @@ void ManyPiecesMerge(uint32_t seed) {
   c.ExpectCorrect(c.Run());
 }
 
+// Pieces of one length end about together: who counts before all of its threads have written is seen.
+void TheLastBlockMerges(uint32_t seed) {
+  DecodeCase c({.seed = seed, .group = 2, .dim = 64, .piece_tokens = 64, .positions = {4 * 64 - 1}});
+  const DecodeResult expected = c.Run();
+  c.ExpectCorrect(expected);
+  for (int again = 0; again < 20; ++again) {
+    const DecodeResult got = c.Run();
+    Expect(got.out == expected.out && got.lse == expected.lse, "the same call, the same bits");
+  }
+}
+
 // Scores of some thousands: lse has 2.4e-4 to the last place there, and weights are all or nothing.
 void LargeScores(uint32_t seed) {
   DecodeCase c({.seed = seed, .group = 4, .spread = 20, .positions = {300}});
@@ -139,6 +150,7 @@ int main(int argc, char** argv) {
                       {"every_head_dim", 1, EveryHeadDim},
                       {"rows_do_not_depend_on_the_batch", 3, RowsDoNotDependOnTheBatch},
                       {"many_pieces_merge", 2, ManyPiecesMerge},
+                      {"the_last_block_merges", 10, TheLastBlockMerges},
                       {"large_scores", 1, LargeScores},
                       {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
                       {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},

@@ -119,13 +119,17 @@ std::vector<Thread*> ready;
 const std::function<void()>* kernel_running = nullptr;
 std::vector<std::unique_ptr<Thread>> idle_threads;  // keep their stacks
 
-enum class Manner { kRandom, kLastFirst, kFirstFirst };
+enum class Manner { kRandom, kLastFirst, kFirstFirst, kOneLate };
 
-// Takes a thread out of `ready`.
-Thread* Draw(Manner manner) {
+// Takes a thread out of `ready`. `late`: the lane of each warp that kOneLate holds back.
+Thread* Draw(Manner manner, int late) {
   size_t at = random_engine() % ready.size();
-  // Even the one-sided manners are left now and then, or the same warp would always be ahead.
-  if (manner != Manner::kRandom && random_engine() % 64 != 0) {
+  if (manner == Manner::kOneLate) {
+    for (int tries = 0; tries < 16 && ready[at]->number % kWarpLanes == late; ++tries) {
+      at = random_engine() % ready.size();
+    }
+  } else if (manner != Manner::kRandom && random_engine() % 64 != 0) {
+    // Even the one-sided manners are left now and then, or the same warp would always be ahead.
     at = manner == Manner::kLastFirst ? ready.size() - 1 : 0;
   }
   Thread* const thread = ready[at];
@@ -227,7 +231,9 @@ void RunGrid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<voi
     }
   }
   std::shuffle(order.begin(), order.end(), random_engine);
-  const auto manner = static_cast<Manner>(random_engine() % 3);
+  const auto manner = static_cast<Manner>(random_engine() % 4);
+  // Lane 0 often does something for the others.
+  const int late = random_engine() % 2 == 0 ? 0 : static_cast<int>(random_engine() % kWarpLanes);
   const size_t fitting = std::max<size_t>(1, kResidentThreadsMax / threads);
   const size_t residents = 1 + random_engine() % std::min(kResidentBlocksMax, fitting);
   std::vector<std::unique_ptr<Block>> resident;
@@ -237,7 +243,7 @@ void RunGrid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<voi
       order.pop_back();
     }
     if (ready.empty()) FailAllWait(resident);
-    self = Draw(manner);
+    self = Draw(manner, late);
     threadIdx = self->index;
     blockIdx = self->block->index;
     self->fiber.Resume();

@@ -2,7 +2,8 @@
 //
 //   thread   runs until it waits: at a barrier, in a collective of its warp, or at its end. Who runs
 //            next among those who can is drawn from the seed, in one of several manners a launch:
-//            at random, the last to become ready (one warp runs ahead as far as it can), the first.
+//            at random, the last to become ready (one warp runs ahead as far as it can), the first,
+//            or one lane of each warp after all others.
 //   block    up to four are resident at once and take turns; which come next is drawn, too
 //
 // So a missing barrier shows up as wrong numbers, in some launch if not in each.

@@ -69,9 +69,11 @@ const float* Table() {
   return table.data();
 }
 
+// A lane's row is read when that lane comes, not when all have come: a warp's collectives do not order
+// its memory, __syncwarp does.
 struct Loading {
   uint32_t (*r)[4];
-  const void* row;
+  uint16_t row[8];
   bool transposed;
 };
 
@@ -95,7 +97,8 @@ void RunLoad(void* const* lanes) {
 
 void Load(uint32_t (&r)[4], const void* row, bool transposed) {
   CheckShared(row, 16, 16);
-  Loading mine{&r, row, transposed};
+  Loading mine{&r, {}, transposed};
+  std::memcpy(mine.row, row, sizeof(mine.row));
   RunCollective(&mine, &RunLoad);
 }
 
