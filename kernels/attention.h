@@ -44,7 +44,7 @@ struct KeyRotation {
 };
 
 struct AttentionParams {
-  KvLayer layer;
+  KvLayer layer;  // CHECK: not quantised
   int32_t q_heads =
       0;            // a multiple of layer.kv_heads; head h reads kv head h / (q_heads / kv_heads)
   float scale = 0;  // usually 1 / sqrt(head_dim); MLA: of the head before absorption

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/quantise.h"
 #include "kernels/variant.h"
 
 #if defined(__SSE2__)
@@ -19,19 +20,34 @@ struct TokenRow {
   int64_t row;
 };
 
+// One key or value to its place, its scale to its own.
+struct Place {
+  std::byte* numbers;
+  std::byte* scale;  // means nothing unless quantised
+};
+void StoreRow(const Variant& variant, DType dtype, const float* from, Place to, int32_t count) {
+  if (!IsQuantised(dtype)) return variant.store_row(dtype, from, to.numbers, count);
+  const float scale = QuantiseRow(dtype, from, to.numbers, count);
+  std::memcpy(to.scale, &scale, kScaleBytes);
+}
+
 void AppendToken(const Variant& variant, const AppendParams& params, const TokenRow& token) {
   const KvLayer& layer = params.layer;
   std::byte* const block = token.chunk.blocks[token.position / layer.block_tokens];
-  std::byte* const slot = block + token.position % layer.block_tokens * layer.token_stride_bytes;
+  const int32_t slot = token.position % layer.block_tokens;
   for (int32_t head = 0; head < layer.kv_heads; ++head) {
-    std::byte* const to = slot + head * layer.head_stride_bytes;
+    std::byte* const numbers =
+        block + slot * layer.token_stride_bytes + head * layer.head_stride_bytes;
+    std::byte* const scale = block + slot * kScaleBytes + head * layer.head_scale_stride_bytes;
     const float* const k = params.k + token.row * params.k_stride;
-    variant.store_row(layer.dtype, k + int64_t{head} * layer.key_dim, to + layer.key_offset_bytes,
-                      layer.key_dim);
+    StoreRow(variant, layer.dtype, k + int64_t{head} * layer.key_dim,
+             {numbers + layer.key_offset_bytes, scale + layer.key_scale_offset_bytes},
+             layer.key_dim);
     if (layer.latent) continue;
     const float* const v = params.v + token.row * params.v_stride;
-    variant.store_row(layer.dtype, v + int64_t{head} * layer.value_dim,
-                      to + layer.value_offset_bytes, layer.value_dim);
+    StoreRow(variant, layer.dtype, v + int64_t{head} * layer.value_dim,
+             {numbers + layer.value_offset_bytes, scale + layer.value_scale_offset_bytes},
+             layer.value_dim);
   }
 }
 

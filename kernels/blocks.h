@@ -13,7 +13,8 @@
 namespace larder::kernels {
 
 // Stores the keys and values of a batch at their tokens' places in one layer. float32 is rounded
-// to nearest, ties to even; too large for float16 becomes infinity; a NaN stays one.
+// to nearest, ties to even; too large for float16 becomes infinity; a NaN stays one. One-byte
+// storage: each key and value is quantised by itself (quantise.h), its scale stored with it.
 struct AppendParams {
   KvLayer layer;
   const float* k = nullptr;  // [rows][kv_heads][key_dim]; latent: [rows][latent | rope]

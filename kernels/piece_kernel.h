@@ -117,6 +117,9 @@ class PieceKernel {
         return Pack<DType::kF16>(rows);
       case DType::kBf16:
         return Pack<DType::kBf16>(rows);
+      case DType::kF8E4M3:
+      case DType::kI8:
+        return;  // Attend refuses them
     }
   }
 
@@ -300,6 +303,9 @@ class PieceKernel {
         return ValuesAs<DType::kF16>(rows, tile, to);
       case DType::kBf16:
         return ValuesAs<DType::kBf16>(rows, tile, to);
+      case DType::kF8E4M3:
+      case DType::kI8:
+        return;  // Attend refuses them
     }
   }
 

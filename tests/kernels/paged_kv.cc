@@ -38,14 +38,7 @@ PagedKv::PagedKv(const TestLayer& test_layer, int32_t tokens, uint32_t seed, dou
   std::mt19937 random(seed);
   const auto write = [&](int32_t token, int32_t head, bool value) {
     const int32_t dim = value ? layer.value_dim : layer.key_dim;
-    const std::vector<float> numbers = RandomFloats(random, dim, value ? 1 : spread);
-    std::vector<double> stored(dim);
-    for (int32_t i = 0; i < dim; ++i) {
-      std::byte* const to = At(token, head, value) + i * BytesOf(layer.dtype);
-      Encode(layer.dtype, numbers[i], to);
-      stored[i] = Decoded(layer.dtype, to);
-    }
-    return stored;
+    return Write(token, head, value, RandomFloats(random, dim, value ? 1 : spread));
   };
   for (int32_t token = 0; token < tokens; ++token) {
     keys_.emplace_back();
@@ -62,11 +55,35 @@ PagedKv::PagedKv(const TestLayer& test_layer, int32_t tokens, uint32_t seed, dou
   }
 }
 
+std::vector<double> PagedKv::Write(int32_t token, int32_t head, bool value,
+                                   const std::vector<float>& numbers) {
+  const DType dtype = layer_.layer.dtype;
+  const double scale = RowScale(dtype, numbers);
+  std::vector<double> stored(numbers.size());
+  std::byte* to = At(token, head, value);
+  for (size_t i = 0; i < numbers.size(); ++i, to += BytesOf(dtype)) {
+    Encode(dtype, RowCode(dtype, numbers[i], scale), to);
+    stored[i] = Decoded(dtype, to) * scale;
+  }
+  if (IsQuantised(dtype)) {
+    const auto stored_scale = static_cast<float>(scale);
+    std::memcpy(ScaleAt(token, head, value), &stored_scale, sizeof(stored_scale));
+  }
+  return stored;
+}
+
 std::byte* PagedKv::At(int32_t token, int32_t head, bool value) const {
   const KvLayer& layer = layer_.layer;
   return table_[token / layer.block_tokens] +
          (value ? layer.value_offset_bytes : layer.key_offset_bytes) +
          head * layer.head_stride_bytes + token % layer.block_tokens * layer.token_stride_bytes;
+}
+
+std::byte* PagedKv::ScaleAt(int32_t token, int32_t head, bool value) const {
+  const KvLayer& layer = layer_.layer;
+  return table_[token / layer.block_tokens] +
+         (value ? layer.value_scale_offset_bytes : layer.key_scale_offset_bytes) +
+         head * layer.head_scale_stride_bytes + token % layer.block_tokens * kScaleBytes;
 }
 
 void PagedKv::Forget(int32_t begin, int32_t end) {
@@ -75,6 +92,9 @@ void PagedKv::Forget(int32_t begin, int32_t end) {
     for (int32_t head = 0; head < layer.kv_heads; ++head) {
       std::memset(At(token, head, false), 0xff, layer.key_dim * BytesOf(layer.dtype));
       std::memset(At(token, head, true), 0xff, layer.value_dim * BytesOf(layer.dtype));
+      if (!IsQuantised(layer.dtype)) continue;
+      std::memset(ScaleAt(token, head, false), 0xff, kScaleBytes);
+      std::memset(ScaleAt(token, head, true), 0xff, kScaleBytes);
     }
   }
   const int32_t first = (begin + layer.block_tokens - 1) / layer.block_tokens;

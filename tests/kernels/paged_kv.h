@@ -1,5 +1,6 @@
 // A sequence's keys and values in blocks, for tests: one layer of several, in blocks that are
-// allocations of their own. Whatever no token was written to is NaN in every storage type.
+// allocations of their own. Whatever no token was written to is NaN in every storage type but int8,
+// whose scales are.
 //
 // Thread safety: none.
 #pragma once
@@ -39,9 +40,15 @@ class PagedKv {
   const HeadRows& keys() const { return keys_; }
   const HeadRows& values() const { return values_; }
 
+  // Stores a key or value as the reference does, and returns what a kernel then reads. keys() and
+  // values() stay what they were.
+  std::vector<double> Write(int32_t token, int32_t head, bool value,
+                            const std::vector<float>& numbers);
   // Takes away what tokens [begin, end) have, and the blocks that hold nothing else.
   void Forget(int32_t begin, int32_t end);
   std::byte* At(int32_t token, int32_t head, bool value) const;
+  // Of quantised storage: where the scale of a key or value lies.
+  std::byte* ScaleAt(int32_t token, int32_t head, bool value) const;
 
  private:
   const TestLayer layer_;

@@ -17,10 +17,29 @@ struct Format {
   int exponent_max;
 };
 
+constexpr double kE4m3Largest = 448;
+
 Format FormatOf(DType dtype) {
+  if (dtype == DType::kF8E4M3) return {3, -6, 8};
   if (dtype == DType::kF16) return {10, -14, 15};
   if (dtype == DType::kBf16) return {7, -126, 127};
   return {23, -126, 127};
+}
+
+// By the table of the OCP specification: S.1111.111 is NaN, there is no infinity.
+double DecodedE4m3(uint8_t code) {
+  const int exponent = code >> 3 & 15;
+  const int fraction = code & 7;
+  if (exponent == 15 && fraction == 7) return std::nan("");
+  const double magnitude = exponent == 0 ? fraction / 8.0 * std::ldexp(1, -6)
+                                         : (1 + fraction / 8.0) * std::ldexp(1, exponent - 7);
+  return code >> 7 ? -magnitude : magnitude;
+}
+
+// The largest code where a format saturates, else infinity.
+double Largest(DType dtype) {
+  if (dtype == DType::kF8E4M3) return kE4m3Largest;
+  return dtype == DType::kI8 ? 127 : std::numeric_limits<double>::infinity();
 }
 
 }  // namespace
@@ -31,6 +50,8 @@ double Decoded(DType dtype, const std::byte* from) {
     std::memcpy(&x, from, sizeof(x));
     return x;
   }
+  if (dtype == DType::kI8) return static_cast<int8_t>(*from);
+  if (dtype == DType::kF8E4M3) return DecodedE4m3(static_cast<uint8_t>(*from));
   uint16_t bits;
   std::memcpy(&bits, from, sizeof(bits));
   const Format format = FormatOf(dtype);
@@ -47,6 +68,10 @@ double Decoded(DType dtype, const std::byte* from) {
 }
 
 double Rounded(DType dtype, double x) {
+  if (IsQuantised(dtype) && std::abs(x) > Largest(dtype)) {
+    return std::copysign(Largest(dtype), x);
+  }
+  if (dtype == DType::kI8) return std::isnan(x) ? 0 : std::nearbyint(x);
   if (!std::isfinite(x) || x == 0) return x;
   const Format format = FormatOf(dtype);
   int exponent;
@@ -65,6 +90,19 @@ void Encode(DType dtype, double x, std::byte* to) {
     std::memcpy(to, &value, sizeof(value));
     return;
   }
+  if (dtype == DType::kI8) {
+    *to = static_cast<std::byte>(static_cast<int8_t>(rounded));
+    return;
+  }
+  if (dtype == DType::kF8E4M3) {
+    // The code whose number is the rounded one, found by looking.
+    for (int code = 0; code < 256; ++code) {
+      const double number = DecodedE4m3(static_cast<uint8_t>(code));
+      const bool same = std::isnan(rounded) ? std::isnan(number) : number == rounded;
+      if (same && (code >> 7 != 0) == std::signbit(x)) *to = static_cast<std::byte>(code);
+    }
+    return;
+  }
   const Format format = FormatOf(dtype);
   uint16_t bits = std::signbit(x) ? 0x8000 : 0;
   const double magnitude = std::abs(rounded);
@@ -79,6 +117,23 @@ void Encode(DType dtype, double x, std::byte* to) {
     bits |= static_cast<uint16_t>(((power - format.exponent_min) << format.fraction_bits) + digits);
   }
   std::memcpy(to, &bits, sizeof(bits));
+}
+
+double RowScale(DType dtype, const std::vector<float>& row) {
+  if (!IsQuantised(dtype)) return 1;
+  double largest = 0;
+  for (const float x : row) {
+    if (!std::isfinite(x)) return std::nan("");
+    largest = std::max(largest, std::abs(double{x}));
+  }
+  // A double's quotient rounded to float32 is the float32 quotient: 53 >= 2 * 24 + 2 bits.
+  const double scale = static_cast<float>(largest / Largest(dtype));
+  return scale < std::numeric_limits<float>::min() ? 0 : scale;
+}
+
+double RowCode(DType dtype, double x, double scale) {
+  if (!IsQuantised(dtype)) return Rounded(dtype, x);
+  return scale > 0 ? Rounded(dtype, static_cast<float>(x / scale)) : 0;
 }
 
 ReferenceRow Attention(const ReferenceQuery& query, const HeadRows& keys, const HeadRows& values) {

@@ -13,11 +13,16 @@
 
 namespace larder::kernels::testing {
 
-// A number of storage, and the nearest one to x, ties to even.
+// A number of storage, and the nearest one to x, ties to even. Of one-byte storage: codes.
 double Decoded(DType dtype, const std::byte* from);
 void Encode(DType dtype, double x, std::byte* to);
 // What storing x leaves of it.
 double Rounded(DType dtype, double x);
+
+// quantise.h's scale of a row, in double precision rounded to float32 once; 1 for other storage.
+double RowScale(DType dtype, const std::vector<float>& row);
+// The code that quantise.h gives x.
+double RowCode(DType dtype, double x, double scale);
 
 // One sequence's keys or values: rows[token][kv head] is a vector.
 using HeadRows = std::vector<std::vector<std::vector<double>>>;
