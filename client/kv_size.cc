@@ -121,7 +121,9 @@ uint64_t ElementBytes(v1::DType dtype) {
 
 uint64_t KvShape::TokenLayerBytes() const {
   const uint64_t elements = mla() ? mla_latent_dim + mla_rope_dim : 2 * kv_heads * head_dim;
-  return elements * ElementBytes(dtype);
+  const uint64_t scales = mla() ? 1 : 2 * kv_heads;
+  const uint64_t element_bytes = ElementBytes(dtype);
+  return elements * element_bytes + (element_bytes == 1 ? scales * sizeof(float) : 0);
 }
 
 absl::Status Check(const KvShape& shape) {

@@ -15,7 +15,8 @@
 namespace larder::cli {
 
 // What a token leaves behind in each layer: a key and a value of kv_heads * head_dim elements
-// or, with MLA, one row of mla_latent_dim + mla_rope_dim elements that serves as both.
+// or, with MLA, one row of mla_latent_dim + mla_rope_dim elements that serves as both. With elements
+// of one byte each of these has a float32 scale.
 struct KvShape {
   uint64_t layers = 0;
   uint64_t kv_heads = 0;

@@ -34,6 +34,17 @@ uint32_t ElementBytes(DType dtype) {
   return 0;
 }
 
+// Of one token in one layer: its numbers, and a float32 scale for each key and value (MLA: for each
+// row) where numbers are one byte.
+uint64_t TokenLayerBytes(const ModelSpec& spec) {
+  const bool mla = spec.mla_latent_dim != 0;
+  const uint64_t elements = mla ? uint64_t{spec.mla_latent_dim} + spec.mla_rope_dim
+                                : uint64_t{2} * spec.kv_heads * spec.head_dim;
+  const uint64_t scales = mla ? 1 : uint64_t{2} * spec.kv_heads;
+  const uint64_t element_bytes = ElementBytes(spec.dtype);
+  return elements * element_bytes + (element_bytes == 1 ? scales * sizeof(float) : 0);
+}
+
 void Append(std::string& out, uint32_t value) {
   for (int shift = 0; shift < 32; shift += 8) out.push_back(static_cast<char>(value >> shift));
 }
@@ -84,11 +95,7 @@ absl::StatusOr<Model> MakeModel(const ModelSpec& given) {
                               CheckLength("salt", spec.salt, 0, 64), CheckGeometry(spec)}) {
     if (!status.ok()) return status;
   }
-  const uint64_t token_elements = spec.mla_latent_dim != 0
-                                      ? uint64_t{spec.mla_latent_dim} + spec.mla_rope_dim
-                                      : uint64_t{2} * spec.kv_heads * spec.head_dim;
-  const uint64_t block_bytes =
-      token_elements * spec.layers * spec.block_tokens * ElementBytes(spec.dtype);
+  const uint64_t block_bytes = TokenLayerBytes(spec) * spec.layers * spec.block_tokens;
   if (block_bytes > kBlockBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("spec: a block of ", block_bytes,
                                                    " bytes, at most ", kBlockBytesMax));

@@ -61,10 +61,23 @@ TEST(Model, AnMlaBlockIsLayersTimesTokensTimesLatentAndRope) {
 TEST(Model, AnElementHasTheBytesOfItsType) {
   ModelSpec spec = Llama3();
   const std::pair<DType, uint32_t> types[] = {
-      {DType::kF32, 4}, {DType::kF16, 2}, {DType::kBf16, 2}, {DType::kF8E4M3, 1}, {DType::kI8, 1}};
+      {DType::kF32, 4}, {DType::kF16, 2}, {DType::kBf16, 2}};
   for (const auto& [type, bytes] : types) {
     spec.dtype = type;
     EXPECT_EQ(MakeModel(spec)->block_bytes, bytes << 20);
+  }
+}
+
+// As kernels/kv_layout.h has them.
+TEST(Model, BlocksOfOneByteElementsEndInTheirScales) {
+  for (const DType type : {DType::kF8E4M3, DType::kI8}) {
+    ModelSpec spec = Llama3();
+    spec.dtype = type;
+    EXPECT_EQ(MakeModel(spec)->block_bytes, (1u << 20) + 32 * 2 * 8 * 16 * 4);
+    spec.kv_heads = spec.head_dim = 0;
+    spec.mla_latent_dim = 512;
+    spec.mla_rope_dim = 64;
+    EXPECT_EQ(MakeModel(spec)->block_bytes, 32u * 16 * (576 + 4));
   }
 }
 

@@ -45,6 +45,19 @@ TEST(KvShape, CountsMlaOnce) {
   EXPECT_EQ(shape.TokenBytes(), 61u * 1152);
 }
 
+// As larderd counts (BlocksOfOneByteElementsEndInTheirScales).
+TEST(KvShape, CountsTheScalesOfOneByteElements) {
+  for (const v1::DType dtype : {v1::DTYPE_F8_E4M3, v1::DTYPE_I8}) {
+    KvShape shape = Llama3_8B();
+    shape.dtype = dtype;
+    EXPECT_EQ(16 * shape.TokenBytes(), kMiB + 32 * kKiB);
+    shape.kv_heads = shape.head_dim = 0;
+    shape.mla_latent_dim = 512;
+    shape.mla_rope_dim = 64;
+    EXPECT_EQ(shape.TokenLayerBytes(), 580u);
+  }
+}
+
 TEST(KvShape, IsCheckedFieldByField) {
   EXPECT_TRUE(Check(Llama3_8B()).ok());
   KvShape shape = Llama3_8B();

@@ -43,8 +43,9 @@ class Size(unittest.TestCase):
     def test_a_flag_wins_over_the_config(self):
         changed = self.size("--model", self.config(LLAMA3_8B), "--dtype=f8_e4m3",
                             "--block-tokens=64")
-        self.assertEqual(changed["bytes_per_token"], 65_536)
-        self.assertEqual(changed["bytes_per_block"], 4 << 20)
+        # 32 layers of 8 keys and 8 values, each with a scale of four bytes.
+        self.assertEqual(changed["bytes_per_token"], 65_536 + 2048)
+        self.assertEqual(changed["bytes_per_block"], 64 * (65_536 + 2048))
         # The weights stay what the config says they are.
         self.assertEqual(changed["weights_bytes"], 2 * 8_030_261_248)
 
