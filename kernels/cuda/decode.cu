@@ -9,9 +9,15 @@ namespace {
 
 DecodeVariant VariantOf(const KvLayer& layer, int32_t q_heads) {
   if (layer.kv_heads <= 0 || q_heads <= 0 || q_heads % layer.kv_heads != 0) return {};
+  const int group = q_heads / layer.kv_heads;
+  if (IsQuantised(layer.dtype)) {
+    const int64_t scales = layer.key_scale_offset_bytes | layer.value_scale_offset_bytes |
+                           layer.head_scale_stride_bytes;
+    if (layer.latent || layer.value_dim != layer.key_dim || scales % kScaleBytes != 0) return {};
+    return layer.dtype == DType::kI8 ? CodesInt8(layer, group) : CodesE4m3(layer, group);
+  }
   const bool bf16 = layer.dtype == DType::kBf16;
   if (!bf16 && layer.dtype != DType::kF16) return {};
-  const int group = q_heads / layer.kv_heads;
   if (!layer.latent) {
     if (layer.value_dim != layer.key_dim) return {};
     return bf16 ? DecodeBf16(layer, group) : DecodeF16(layer, group);
@@ -48,7 +54,7 @@ cudaError_t Decode(const DecodeParams& p, cudaStream_t stream) {
                           layer.head_stride_bytes | layer.token_stride_bytes;
   if (variant.kernel == nullptr || layer.block_tokens <= 0 || strides % 16 != 0 ||
       p.q_stride % (layer.latent ? 8 : 2) != 0 ||
-      (p.out_dtype != DType::kF32 && p.out_dtype != layer.dtype)) {
+      (p.out_dtype != DType::kF32 && p.out_dtype != DecodeQueryType(layer))) {
     return cudaErrorInvalidValue;
   }
   return Launch(variant.kernel, ShapeOf(variant, layer, p.q_heads, p.plan.piece_count), stream, p);

@@ -33,20 +33,26 @@ struct DevicePlan {
   int32_t slots = 0;
 };
 
+// Of queries: the storage type; f16 for codes, which become f16 on their way to tensor cores.
+constexpr DType DecodeQueryType(const KvLayer& layer) {
+  return IsQuantised(layer.dtype) ? DType::kF16 : layer.dtype;
+}
+
 struct DecodeParams {
   KvLayer layer;        // bf16 or f16. Heads: key_dim = value_dim, one of 64, 80, 96, 128, 256.
-                        // Latent: 512 + 64. Offsets and strides multiples of 16, like block addresses
+                        // e4m3 or int8: the same but for 80. Latent, bf16 or f16: 512 + 64.
+                        // Offsets and strides multiples of 16, like block addresses; scales' of 4
   int32_t q_heads = 0;  // a multiple of layer.kv_heads
   float scale = 0;
   int32_t window = 0;  // as the plan was made for
   int32_t sinks = 0;
 
-  const void* q = nullptr;  // device [rows][q_heads][layer.key_dim], layer.dtype, aligned to 4;
+  const void* q = nullptr;  // device [rows][q_heads][layer.key_dim], DecodeQueryType, aligned to 4;
                             // latent: absorbed [latent | rope], aligned to 16
   int64_t q_stride = 0;     // numbers from a row to the next, even; latent: a multiple of 8
   void* out = nullptr;      // device [rows][q_heads][layer.value_dim], written
   int64_t out_stride = 0;   // numbers from a row to the next
-  DType out_dtype = DType::kF32;  // kF32 or layer.dtype
+  DType out_dtype = DType::kF32;  // kF32 or DecodeQueryType
   float* lse = nullptr;  // device [rows][q_heads], written; natural logarithm. Null: not wanted
 
   const SequenceChunk* chunks = nullptr;  // device; `blocks` device pointers

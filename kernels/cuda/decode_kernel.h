@@ -205,6 +205,36 @@ struct WarpSums {
   float sum[4][kHeads];
 };
 
+// What the block's warps have, merged, to where the piece's result goes. `mine` is a warp's; every
+// thread of the block calls.
+template <typename T, typename Shape, typename Warp>
+__device__ void FinishPiece(const DecodeParams& p, const DecodePiece& piece, int head_in_group,
+                            int heads, const Warp& mine) {
+  // Every warp is done with its ring before results go there.
+  __syncthreads();
+  const int warp = threadIdx.x / kWarpLanes;
+  auto* const outs = reinterpret_cast<float*>(DynamicShared());
+  auto& sums = StaticShared<WarpSums<Shape::kHeads>>();
+  mine.Store(outs + warp * Shape::kHeads * Shape::kOutRow, sums.most[warp], sums.sum[warp]);
+  __syncthreads();
+  PieceResult<T> result(p, piece, head_in_group, heads);
+  for (int i = threadIdx.x; i < heads * Shape::kDim; i += Shape::kThreads) {
+    const int h = i / Shape::kDim;
+    RunningSoftmax total;
+    total.Clear();
+    float out = 0;
+    for (int w = 0; w < Shape::kWarps; ++w) total.most = fmaxf(total.most, sums.most[w][h]);
+    for (int w = 0; w < Shape::kWarps; ++w) {
+      const float factor = Exp2(sums.most[w][h] - total.Base());
+      total.sum += factor * sums.sum[w][h];
+      out += factor * outs[(w * Shape::kHeads + h) * Shape::kOutRow + i % Shape::kDim];
+    }
+    result.Set(h, i % Shape::kDim, total.sum == 0 ? 0 : out / total.sum);
+    if (i % Shape::kDim == 0) result.SetLogSum(h, total.LogSum());
+  }
+  result.Finish();
+}
+
 template <typename T, int kDim, int kTiles>
 __global__ void __launch_bounds__(DecodeShape<kDim, kTiles>::kThreads)
     DecodeKernel(const DecodeParams p) {
@@ -222,29 +252,7 @@ __global__ void __launch_bounds__(DecodeShape<kDim, kTiles>::kThreads)
   const KeyRows rows(p.layer, p.chunks[piece.chunk], piece, p.window, p.sinks);
   mine.Run(rows, piece, p.layer.value_offset_bytes - p.layer.key_offset_bytes, p.scale * kLog2E,
            shared + warp * Shape::kWarpBytes);
-
-  // Every warp is done with its ring before results go there.
-  __syncthreads();
-  auto* const outs = reinterpret_cast<float*>(shared);
-  auto& sums = StaticShared<WarpSums<Shape::kHeads>>();
-  mine.Store(outs + warp * Shape::kHeads * Shape::kOutRow, sums.most[warp], sums.sum[warp]);
-  __syncthreads();
-  PieceResult<T> result(p, piece, head_in_group, heads);
-  for (int i = threadIdx.x; i < heads * kDim; i += Shape::kThreads) {
-    const int h = i / kDim;
-    RunningSoftmax total;
-    total.Clear();
-    float out = 0;
-    for (int w = 0; w < Shape::kWarps; ++w) total.most = fmaxf(total.most, sums.most[w][h]);
-    for (int w = 0; w < Shape::kWarps; ++w) {
-      const float factor = Exp2(sums.most[w][h] - total.Base());
-      total.sum += factor * sums.sum[w][h];
-      out += factor * outs[(w * Shape::kHeads + h) * Shape::kOutRow + i % kDim];
-    }
-    result.Set(h, i % kDim, total.sum == 0 ? 0 : out / total.sum);
-    if (i % kDim == 0) result.SetLogSum(h, total.LogSum());
-  }
-  result.Finish();
+  FinishPiece<T, Shape>(p, piece, head_in_group, heads, mine);
 }
 
 template <typename T>

@@ -20,6 +20,8 @@ struct DecodeVariant {
 // `group`: q heads a kv head.
 DecodeVariant DecodeBf16(const KvLayer& layer, int group);
 DecodeVariant DecodeF16(const KvLayer& layer, int group);
+DecodeVariant CodesE4m3(const KvLayer& layer, int group);
+DecodeVariant CodesInt8(const KvLayer& layer, int group);
 DecodeVariant MlaBf16(int group);
 DecodeVariant MlaF16(int group);
 

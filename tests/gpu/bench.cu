@@ -193,19 +193,20 @@ class Kv {
 
 // ---- Figures.
 
-void MeasureDecode(Machine& m, const std::string& name, int32_t sequences, int32_t tokens,
-                   double at_least) {
+void MeasureDecode(Machine& m, const std::string& name, DType stored, int32_t sequences,
+                   int32_t tokens, double at_least) {
   using namespace kernels::cuda;  // NOLINT: names of what is measured
-  Kv kv(DType::kBf16, sequences, tokens);
+  Kv kv(stored, sequences, tokens);
   std::vector<DecodeRow> rows;
   for (int32_t s = 0; s < sequences; ++s) {
     kv.chunks[s].position = tokens - 1;
     kv.chunks[s].tokens = 1;
     rows.push_back({s, s, tokens - 1});
   }
-  const int32_t per_sm = DecodeBlocksPerSm(kv.layer, kQHeads, m.device.sharedMemPerMultiprocessor);
-  const DecodePlan plan = PlanDecode(
-      rows, {.kv_heads = kKvHeads, .blocks_at_once = per_sm * m.device.multiProcessorCount});
+  int32_t blocks_at_once = 0;
+  Require(DecodeBlocksAtOnce(kv.layer, kQHeads, &blocks_at_once), "DecodeBlocksAtOnce");
+  const DecodePlan plan =
+      PlanDecode(rows, {.kv_heads = kKvHeads, .blocks_at_once = blocks_at_once});
   const DeviceArray<DecodePiece> pieces(plan.pieces);
   const DeviceArray<DecodeGroup> groups(plan.groups);
   const DeviceArray<SequenceChunk> chunks(kv.chunks);
@@ -215,7 +216,7 @@ void MeasureDecode(Machine& m, const std::string& name, int32_t sequences, int32
   p.q = q.data();
   p.out = out.data();
   p.q_stride = p.out_stride = kQHeads * kHeadDim;
-  p.out_dtype = DType::kBf16;
+  p.out_dtype = DecodeQueryType(kv.layer);
   p.chunks = chunks.data();
   p.plan = {pieces.data(), groups.data(), static_cast<int32_t>(plan.pieces.size()),
             static_cast<int32_t>(plan.groups.size()), plan.slots};
@@ -327,11 +328,13 @@ int Main(int argc, char** argv) {
     while (file >> name >> us) m.peers_us[name] = us;
   }
   MeasureReading(m);
-  MeasureDecode(m, "decode_1x4k", 1, 4096, 0);
-  MeasureDecode(m, "decode_8x4k", 8, 4096, 0);
-  MeasureDecode(m, "decode_32x4k", 32, 4096, 0.85);
-  MeasureDecode(m, "decode_8x16k", 8, 16384, 0.85);
-  MeasureDecode(m, "decode_8x32k", 8, 32768, 0.85);
+  MeasureDecode(m, "decode_1x4k", DType::kBf16, 1, 4096, 0);
+  MeasureDecode(m, "decode_8x4k", DType::kBf16, 8, 4096, 0);
+  MeasureDecode(m, "decode_32x4k", DType::kBf16, 32, 4096, 0.85);
+  MeasureDecode(m, "decode_8x16k", DType::kBf16, 8, 16384, 0.85);
+  MeasureDecode(m, "decode_8x32k", DType::kBf16, 8, 32768, 0.85);
+  MeasureDecode(m, "decode_8x32k_e4m3", DType::kF8E4M3, 8, 32768, 0.75);
+  MeasureDecode(m, "decode_8x32k_int8", DType::kI8, 8, 32768, 0);
   MeasurePrefill(m, "prefill_1k_over_7k", 7168, 1024);
   MeasurePrefill(m, "prefill_8k", 0, 8192);
   MeasureAppend(m, "gpu_append_8k", DType::kBf16);

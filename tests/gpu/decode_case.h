@@ -46,6 +46,7 @@ struct DecodeShapeCase {
     return text + "}}";
   }
 
+  DType QueryType() const { return kernels::IsQuantised(dtype) ? DType::kF16 : dtype; }
   bool Visible(int32_t position, int32_t token) const {
     return token <= position && token >= key_begin && token < key_end &&
            (window == 0 || token > position - window || token < sinks);
@@ -73,12 +74,12 @@ class DecodeCase {
     params_.scale = 1 / std::sqrt(static_cast<float>(layer.key_dim));
     params_.window = s.window;
     params_.sinks = s.sinks;
-    params_.out_dtype = s.out_f32 ? DType::kF32 : s.dtype;
+    params_.out_dtype = s.out_f32 ? DType::kF32 : s.QueryType();
     params_.chunks = kv_.chunks();
     q_stride_ = int64_t{params_.q_heads} * layer.key_dim + 8;
     std::normal_distribution<double> normal(0, s.spread);
     for (int64_t i = 0; i < q_stride_ * rows(); ++i) {
-      q_.push_back(kernels::testing::Rounded(s.dtype, normal(random_)));
+      q_.push_back(kernels::testing::Rounded(s.QueryType(), normal(random_)));
     }
   }
 
@@ -105,11 +106,11 @@ class DecodeCase {
     DecodeParams p = params_;
     p.plan = {pieces.data(), groups.data(), static_cast<int32_t>(plan.pieces.size()),
               static_cast<int32_t>(plan.groups.size()), plan.slots};
-    const int bytes = kernels::BytesOf(shape_.dtype);
+    const int bytes = kernels::BytesOf(shape_.QueryType());
     std::vector<std::byte> q(q_.size() * bytes);
     for (size_t i = 0; i < q_.size(); ++i) {
       if (std::isnan(q_[i])) std::memset(&q[i * bytes], 0xff, bytes);
-      else kernels::testing::Encode(shape_.dtype, q_[i], &q[i * bytes]);
+      else kernels::testing::Encode(shape_.QueryType(), q_[i], &q[i * bytes]);
     }
     const DeviceArray<std::byte> device_q(q);
     p.q = device_q.data();
@@ -143,8 +144,8 @@ class DecodeCase {
   }
 
   // Each weight is rounded to the storage type, so an out may be off by that part of the sum of
-  // weight * |value|; sums in float32 add little to it.
-  void ExpectCorrect(const DecodeResult& result) {
+  // weight * |value|; sums in float32 add little to it, and `absolute` is allowed besides.
+  void ExpectCorrect(const DecodeResult& result, double absolute = 2e-6) {
     const kernels::cuda::DecodeParams& p = params_;
     const double rounding = shape_.dtype == DType::kBf16 ? 0x1p-8 : 0x1p-11;
     for (int r = 0; r < rows(); ++r) {
@@ -167,7 +168,7 @@ class DecodeCase {
                      "lse " + shape_.Literal());
         double worst = 0;
         for (int i = 0; i < p.layer.value_dim; ++i) {
-          double allowed = rounding * size.out[i] + 2e-6 * (1 + size.out[i]);
+          double allowed = (rounding + 2e-6) * size.out[i] + absolute;
           if (!shape_.out_f32) allowed += rounding * std::abs(expected.out[i]);
           worst = std::max(worst, Distance(expected.out[i], result.out[at * p.layer.value_dim + i]) / allowed);
         }

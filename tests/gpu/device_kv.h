@@ -115,22 +115,34 @@ class DeviceKv {
     for (int32_t head = 0; head < layer_.kv_heads; ++head) {
       std::byte* const at = block + head * layer_.head_stride_bytes +
                             token % layer_.block_tokens * layer_.token_stride_bytes;
-      const auto fill = [&](int64_t offset, int32_t dim, std::vector<double>& row) {
+      std::byte* const scale_at = block + head * layer_.head_scale_stride_bytes +
+                                  token % layer_.block_tokens * kernels::kScaleBytes;
+      const auto fill = [&](int64_t offset, int64_t scale_offset, int32_t dim,
+                            std::vector<double>& row) {
+        std::vector<float> numbers(dim);
+        // Rows of codes differ in size by 2^8, so that a scale of another row shows.
+        const double size = IsQuantised(layer_.dtype) ? std::ldexp(1, static_cast<int>(random() % 9) - 6) : 1;
+        for (float& x : numbers) x = static_cast<float>(normal(random) * size);
+        const double scale = kernels::testing::RowScale(layer_.dtype, numbers);
         row.resize(dim);
         for (int32_t i = 0; i < dim; ++i) {
-          row[i] = kernels::testing::Rounded(layer_.dtype, normal(random));
+          const double code = kernels::testing::RowCode(layer_.dtype, numbers[i], scale);
+          row[i] = code * scale;
           if (!visible) continue;
-          kernels::testing::Encode(layer_.dtype, row[i],
+          kernels::testing::Encode(layer_.dtype, code,
                                    at + offset + i * kernels::BytesOf(layer_.dtype));
         }
+        if (!visible || !IsQuantised(layer_.dtype)) return;
+        const auto stored = static_cast<float>(scale);
+        std::memcpy(scale_at + scale_offset, &stored, sizeof(stored));
       };
       std::vector<double>& key = sequence.keys.back()[head];
       std::vector<double>& value = sequence.values.back()[head];
-      fill(layer_.key_offset_bytes, layer_.key_dim, key);
+      fill(layer_.key_offset_bytes, layer_.key_scale_offset_bytes, layer_.key_dim, key);
       if (layer_.latent) {
         value.assign(key.begin(), key.begin() + layer_.value_dim);
       } else {
-        fill(layer_.value_offset_bytes, layer_.value_dim, value);
+        fill(layer_.value_offset_bytes, layer_.value_scale_offset_bytes, layer_.value_dim, value);
       }
     }
   }

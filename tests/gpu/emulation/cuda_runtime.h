@@ -52,6 +52,13 @@ inline float __frcp_rn(float a) { return 1 / a; }
 inline float rsqrtf(float a) { return 1 / std::sqrt(a); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
+// Byte i of the result is byte (selector >> 4 i & 7) of the eight of b:a.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = uint64_t{b} << 32 | a;
+  unsigned got = 0;
+  for (int i = 0; i < 4; ++i) got |= (bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return got;
+}
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
 template <typename T>
