@@ -53,6 +53,8 @@ blocks=$((tokens / 16))
 text=${text:0:$tokens}
 start
 wants "put $blocks of $blocks blocks" larder put --model demo/llama --text "$text" --fill --flush
+# What a CPU cannot write was put into HOST.
+wants "^$blocks of $blocks blocks are readable" larder prefetch --model demo/llama --text "$text" --tier gpu
 wants '^GPU ' larder lookup --model demo/llama --text "$text"
 wants ' 0 bytes wrong' larder get --model demo/llama --text "$text" --verify --output /dev/null
 stop -KILL

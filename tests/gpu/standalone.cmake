@@ -36,3 +36,9 @@ foreach(test ${gpu_tests})
   add_test(NAME gpu_${test} COMMAND gpu_${test})
 endforeach()
 larder_gpu_program(bench)
+
+# The GPU tier's own programs.
+include(storage.cmake OPTIONAL RESULT_VARIABLE storage_programs)
+if(storage_programs)
+  add_test(NAME gpu_storage_check COMMAND gpu_storage_check)
+endif()
