@@ -184,7 +184,7 @@ Cache::TierOptions Daemon::Impl::TierOptionsOf(uint64_t bytes) const {
 
 void Daemon::Impl::CreateCache() {
   StorageMover::Options moves;
-  moves.gpu = gpu_.get();
+  if (gpu_ != nullptr) moves.gpus = {gpu_.get()};
   moves.host = host_.get();
   moves.nvme = nvme_.get();
   moves.copy_threads = static_cast<int>(config_.copy_threads);

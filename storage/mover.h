@@ -34,7 +34,10 @@ struct MoveJob {
   MoveId id = 0;
   SlotRef from;
   SlotRef to;
-  uint32_t bytes = 0;  // of the block; the same in every tier
+  uint32_t bytes = 0;  // of the whole block; the same in every tier
+  // Equal parts the block consists of, in rank order: one behind the other in HOST and NVME; in
+  // GPU the part of rank r lies at the slot's offset in the memory of rank r.
+  uint32_t shards = 1;
   MoveClass move_class = MoveClass::kBackground;
   BlockRecord record;  // meaningful when either end is NVME
 };

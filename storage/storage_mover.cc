@@ -13,6 +13,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "storage/check.h"
 #include "storage/copy.h"
 #include "storage/move_queue.h"
 
@@ -36,7 +37,10 @@ absl::string_view Name(Tier tier) { return {TierName(tier).data(), TierName(tier
 
 class StorageMover::Impl {
  public:
-  Impl(Options options, DoneFn done) : options_(options), done_(std::move(done)) {
+  Impl(Options options, DoneFn done) : options_(std::move(options)), done_(std::move(done)) {
+    for (const Arena* gpu : options_.gpus) {
+      LARDER_CHECK(gpu->bytes() == TierBytes(Tier::kGpu), "GPU arenas differ in size");
+    }
     for (int i = 0; i < std::max(options_.copy_threads, 1); ++i) {
       copiers_.emplace_back([this] { CopyLoop(); });
     }
@@ -67,9 +71,7 @@ class StorageMover::Impl {
   void StartNvme(const MoveJob& job);
   void FinishNvme(const MoveJob& job, absl::Status status);
   void Finish(MoveId id, absl::Status status);
-  std::byte* At(const SlotRef& ref) const {
-    return (ref.tier == Tier::kGpu ? options_.gpu : options_.host)->At(ref.slot);
-  }
+  void Copy(const MoveJob& job) const;
 
   const Options options_;
   const DoneFn done_;
@@ -110,18 +112,20 @@ StorageMover::Impl::~Impl() {
 
 uint64_t StorageMover::Impl::TierBytes(Tier tier) const {
   if (tier == Tier::kNvme) return options_.nvme == nullptr ? 0 : options_.nvme->bytes();
-  const Arena* const arena = tier == Tier::kGpu ? options_.gpu : options_.host;
-  return arena == nullptr ? 0 : arena->bytes();
+  if (tier == Tier::kGpu) return options_.gpus.empty() ? 0 : options_.gpus[0]->bytes();
+  return options_.host == nullptr ? 0 : options_.host->bytes();
 }
 
 absl::Status StorageMover::Impl::Check(const MoveJob& job, const SlotRef& end) const {
   const uint64_t bytes = TierBytes(end.tier);
-  if (end.slot && job.bytes > 0 && end.slot.offset() < bytes &&
-      job.bytes <= bytes - end.slot.offset()) {
+  // Of one arena; the tier's others hold as much.
+  const uint32_t length = end.tier == Tier::kGpu ? job.bytes / job.shards : job.bytes;
+  if (end.slot && length > 0 && end.slot.offset() < bytes &&
+      length <= bytes - end.slot.offset()) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat("move ", job.id, ": ", Name(end.tier), " slot ",
-                                                 end.slot.number(), " with ", job.bytes,
+                                                 end.slot.number(), " with ", length,
                                                  " bytes is not in a tier of ", bytes, " bytes"));
 }
 
@@ -130,6 +134,16 @@ absl::Status StorageMover::Impl::CheckBoth(const MoveJob& job) const {
     return absl::InvalidArgumentError(absl::StrCat("move ", job.id, ": ", Name(job.from.tier),
                                                    " -> ", Name(job.to.tier),
                                                    " is not a pair that is used"));
+  }
+  if (job.shards == 0 || job.bytes % job.shards != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("move ", job.id, ": ", job.bytes,
+                                                   " bytes are not ", job.shards, " equal parts"));
+  }
+  const bool gpu = job.from.tier == Tier::kGpu || job.to.tier == Tier::kGpu;
+  if (gpu && job.shards > options_.gpus.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("move ", job.id, ": ", job.shards,
+                                                   " shards, but the GPU tier has ",
+                                                   options_.gpus.size(), " ranks"));
   }
   absl::Status status = Check(job, job.from);
   return status.ok() ? Check(job, job.to) : status;
@@ -193,10 +207,21 @@ bool StorageMover::Impl::NextCopy(MoveJob& job) {
   return true;
 }
 
+// The parts of a block between the slot of each rank and the one slot of HOST.
+void StorageMover::Impl::Copy(const MoveJob& job) const {
+  const bool up = job.to.tier == Tier::kGpu;
+  const uint32_t part_bytes = job.bytes / job.shards;
+  std::byte* host = options_.host->At(up ? job.from.slot : job.to.slot);
+  for (uint32_t rank = 0; rank < job.shards; ++rank, host += part_bytes) {
+    std::byte* const gpu = options_.gpus[rank]->At(up ? job.to.slot : job.from.slot);
+    CopyBlock(up ? gpu : host, up ? host : gpu, part_bytes);
+  }
+}
+
 void StorageMover::Impl::CopyLoop() {
   MoveJob job;
   while (NextCopy(job)) {
-    CopyBlock(At(job.to), At(job.from), job.bytes);
+    Copy(job);
     Finish(job.id, absl::OkStatus());
   }
 }
@@ -229,9 +254,9 @@ void StorageMover::Impl::PumpNvme() {
 void StorageMover::Impl::StartNvme(const MoveJob& job) {
   const auto done = [this, job](absl::Status status) { FinishNvme(job, std::move(status)); };
   if (job.to.tier == Tier::kNvme) {
-    options_.nvme->Write(job.to.slot, {At(job.from), job.bytes}, job.record, done);
+    options_.nvme->Write(job.to.slot, {options_.host->At(job.from.slot), job.bytes}, job.record, done);
   } else {
-    options_.nvme->Read(job.from.slot, {At(job.to), job.bytes}, job.record, done);
+    options_.nvme->Read(job.from.slot, {options_.host->At(job.to.slot), job.bytes}, job.record, done);
   }
 }
 
@@ -264,7 +289,7 @@ bool StorageMover::Impl::Drain(absl::Time deadline) {
 }
 
 StorageMover::StorageMover(Options options, DoneFn done)
-    : impl_(std::make_unique<Impl>(options, std::move(done))) {}
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(done))) {}
 StorageMover::~StorageMover() = default;
 absl::Status StorageMover::Submit(const MoveJob& job) { return impl_->Submit(job); }
 void StorageMover::Raise(MoveId id) { impl_->Raise(id); }

@@ -1,5 +1,5 @@
-// StorageMover: the Mover of the real tiers. GPU (a shared-memory arena) <-> HOST by copying in
-// its own threads, HOST <-> NVME through NvmeStore. NVME <-> GPU directly is not used.
+// StorageMover: the Mover of the real tiers. GPU (a shared-memory arena a rank) <-> HOST by
+// copying in its own threads, HOST <-> NVME through NvmeStore. NVME <-> GPU directly is not used.
 //
 //                waiting     background
 //   GPU  -> HOST [ ][ ]      [ ][ ][ ][ ]  \  copy threads: the oldest waiting job first,
@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -32,7 +33,8 @@ namespace larder {
 class StorageMover final : public Mover {
  public:
   struct Options {
-    Arena* gpu = nullptr;  // null: no such tier. Borrowed, outlive the mover.
+    // By rank, all of one size; empty or null: no such tier. Borrowed, outlive the mover.
+    std::vector<Arena*> gpus;
     Arena* host = nullptr;
     NvmeStore* nvme = nullptr;
     int copy_threads = 1;
@@ -48,7 +50,8 @@ class StorageMover final : public Mover {
   // Jobs that have not started are failed with CANCELLED; waits for the others.
   ~StorageMover() override;
 
-  // INVALID_ARGUMENT: a pair of tiers that is not used or a slot outside of its tier.
+  // INVALID_ARGUMENT: a pair of tiers that is not used, a slot outside of its tier, or shards
+  // that do not divide the bytes or are more than the GPU tier has ranks.
   // ALREADY_EXISTS: a job of that id is queued.
   absl::Status Submit(const MoveJob& job) override;
   void Raise(MoveId id) override;

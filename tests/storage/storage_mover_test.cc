@@ -66,7 +66,9 @@ class StorageMoverTest : public ::testing::Test {
     options.wrap_io = WrapWith(&faults_);
     options.io_threads = 1;
     nvme_ = OpenStore(options);
-    options_ = {gpu_.get(), host_.get(), nvme_.get()};
+    options_.gpus = {gpu_.get()};
+    options_.host = host_.get();
+    options_.nvme = nvme_.get();
   }
   static std::unique_ptr<Arena> MakeArena(const std::string& name) {
     auto arena = Arena::Create({name, kTierBytes, false, 0});
@@ -76,7 +78,7 @@ class StorageMoverTest : public ::testing::Test {
   void Start() { mover_ = std::make_unique<StorageMover>(options_, done_.Listener()); }
   static MoveJob Job(MoveId id, Tier from, uint32_t from_slot, Tier to, uint32_t to_slot,
                      MoveClass move_class = MoveClass::kBackground, uint32_t bytes = 10000) {
-    return {id, {from, Slot(from_slot)}, {to, Slot(to_slot)}, bytes, move_class, RecordOf(7)};
+    return {id, {from, Slot(from_slot)}, {to, Slot(to_slot)}, bytes, 1, move_class, RecordOf(7)};
   }
   std::span<std::byte> Bytes(Arena& arena, uint32_t slot, uint64_t bytes = 10000) {
     return {arena.At(Slot(slot)), bytes};
@@ -118,6 +120,45 @@ TEST_F(StorageMoverTest, CarriesABlockThroughAllTiersAndBack) {
   EXPECT_TRUE(absl::IsDataLoss(done_.Wait(8)));
 }
 
+// Four ranks: the parts lie apart in GPU and together in HOST and on NVME; a block of fewer
+// shards leaves the other ranks alone.
+TEST_F(StorageMoverTest, CarriesThePartsOfEachRank) {
+  std::vector<std::unique_ptr<Arena>> more;
+  for (const char* name : {"gpu-1", "gpu-2", "gpu-3"}) {
+    options_.gpus.push_back(more.emplace_back(MakeArena(name)).get());
+  }
+  constexpr uint32_t kPart = 5000;  // no whole page
+  Start();
+  for (const uint32_t shards : {4u, 2u}) {
+    for (uint32_t rank = 0; rank < 4; ++rank) {
+      Fill(Bytes(*options_.gpus[rank], 1, kPart), shards * 10 + rank);
+      Fill(Bytes(*options_.gpus[rank], 30, kPart), 99);
+    }
+    // The tier's last slot of HOST has room for one part only.
+    MoveJob job = Job(1, Tier::kGpu, 1, Tier::kHost, 1023, MoveClass::kWaiting, shards * kPart);
+    job.shards = shards;
+    EXPECT_TRUE(absl::IsInvalidArgument(mover_->Submit(job)));
+    const std::pair<SlotRef, SlotRef> hops[] = {{{Tier::kGpu, Slot(1)}, {Tier::kHost, Slot(5)}},
+                                                {{Tier::kHost, Slot(5)}, {Tier::kNvme, Slot(9)}},
+                                                {{Tier::kNvme, Slot(9)}, {Tier::kHost, Slot(20)}},
+                                                {{Tier::kHost, Slot(20)}, {Tier::kGpu, Slot(30)}}};
+    for (int i = 0; i < 4; ++i) {
+      job.id = shards * 10 + static_cast<MoveId>(i);
+      std::tie(job.from, job.to) = hops[i];
+      ASSERT_TRUE(mover_->Submit(job).ok());
+      ASSERT_TRUE(done_.Wait(job.id).ok());
+    }
+    for (uint32_t rank = 0; rank < 4; ++rank) {
+      const bool moved = rank < shards;
+      if (moved) {
+        EXPECT_TRUE(IsFilled({host_->At(Slot(5)) + rank * kPart, kPart}, shards * 10 + rank));
+      }
+      EXPECT_TRUE(IsFilled(Bytes(*options_.gpus[rank], 30, kPart), moved ? shards * 10 + rank : 99))
+          << rank << " of " << shards;
+    }
+  }
+}
+
 TEST_F(StorageMoverTest, RefusesWhatMakesNoSense) {
   Start();
   const auto code = [&](const MoveJob& job) { return mover_->Submit(job).code(); };
@@ -130,7 +171,14 @@ TEST_F(StorageMoverTest, RefusesWhatMakesNoSense) {
   EXPECT_EQ(code(Job(1, Tier::kHost, 1, Tier::kNvme, 1025)), StatusCode::kInvalidArgument);
   EXPECT_EQ(code(Job(1, Tier::kHost, 1, Tier::kGpu, 2, MoveClass::kWaiting, 0)),
             StatusCode::kInvalidArgument);
-  options_.gpu = nullptr;
+  MoveJob parts = Job(1, Tier::kHost, 1, Tier::kGpu, 2);
+  for (uint32_t shards : {0, 3, 2}) {  // 10,000 bytes; one GPU
+    parts.shards = shards;
+    const absl::Status status = mover_->Submit(parts);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), absl::StrCat(shards, " "))) << status;
+  }
+  options_.gpus.clear();
   options_.nvme = nullptr;
   Start();
   EXPECT_EQ(code(Job(1, Tier::kHost, 1, Tier::kGpu, 1)), StatusCode::kInvalidArgument);

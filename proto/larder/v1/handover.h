@@ -11,6 +11,12 @@
 //      which process maps the arenas (SO_PEERCRED, pidfd) and keeps the session's pins
 //      until that process is gone, not merely until this socket is closed.
 //
+// Group session: the workers of a tensor-parallel group share one session. One of them, the
+// lead, attaches, calls KvCache and passes session id, boot id and the socket's name on to the
+// others, its members (by whatever the group talks with). Every process of the group does steps
+// 1 to 3 for itself with the same ids, before the lead reserves; what was leased, read or
+// reserved stays as it is until the last of these processes is gone.
+//
 // All integers are little-endian; the structs have no padding. Anything that is not a
 // HandoverRequest with the right magic and a live session of this boot is answered with
 // an error reply and closed. Map the descriptors close-on-exec and MADV_DONTFORK.
@@ -45,14 +51,15 @@ struct HandoverArena {
   uint32_t arena = 0;  // Run.arena: the index that runs refer to
   uint32_t tier = 0;   // larder.v1.Tier
   uint32_t kind = 0;   // HandoverArenaKind
-  uint32_t reserved = 0;
+  uint32_t rank = 0;   // GPU: whose memory this is; arena `rank`. HOST: 0, all ranks' parts
   uint64_t bytes = 0;  // of the whole arena; offsets of runs are below it
   uint8_t device_uuid[16] = {};
   uint8_t ipc_handle[64] = {};
 };
 static_assert(sizeof(HandoverArena) == 104);
 
-inline constexpr int kHandoverArenasMax = 8;
+inline constexpr int kGpuRanksMax = 16;
+inline constexpr int kHandoverArenasMax = kGpuRanksMax + 1;  // and HOST
 
 struct HandoverReply {
   uint64_t magic = kHandoverMagic;
@@ -60,6 +67,6 @@ struct HandoverReply {
   uint32_t arena_count = 0;
   HandoverArena arenas[kHandoverArenasMax];
 };
-static_assert(sizeof(HandoverReply) == 16 + 8 * 104);
+static_assert(sizeof(HandoverReply) == 16 + kHandoverArenasMax * 104);
 
 }  // namespace larder::wire
