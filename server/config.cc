@@ -12,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "proto/larder/v1/handover.h"
 #include "server/listen.h"
 #include "storage/units.h"
 
@@ -162,8 +163,12 @@ const std::vector<Setting>& Settings() {
       {"--gpu", "KIND", kTiers, "none",
        "GPU tier: none, or emulated in shared memory (for tests and demos)", "none or emulated",
        ApplyGpu},
-      {"--gpu-bytes", "SIZE", kTiers, "", "Size of the GPU tier", kSizes,
+      {"--gpu-bytes", "SIZE", kTiers, "", "Size of the GPU tier, of each rank", kSizes,
        TierBytes(&Config::gpu_bytes)},
+      {"--gpu-ranks", "N", kTiers, "1",
+       "GPU memories, each of --gpu-bytes: one a tensor-parallel rank; a model has at most so "
+       "many shards, and one of fewer uses the first",
+       "1 to 16", Number(&Config::gpu_ranks, 1, wire::kGpuRanksMax)},
       {"--host-bytes", "SIZE", kTiers, "1GiB", "Size of the HOST tier, taken at start", kSizes,
        TierBytes(&Config::host_bytes)},
       {"--huge-pages", "BOOL", kTiers, "true", "Try huge pages for the arenas", kSwitch,
@@ -266,6 +271,10 @@ std::optional<CommandLine> CheckTogether(Config& config) {
   }
   if (config.gpu == GpuBackend::kNone && config.gpu_bytes != 0) {
     return Mistake("--gpu-bytes (LARDER_GPU_BYTES)", FormatBytes(config.gpu_bytes),
+                   "allowed only with --gpu=emulated");
+  }
+  if (config.gpu == GpuBackend::kNone && config.gpu_ranks != 1) {
+    return Mistake("--gpu-ranks (LARDER_GPU_RANKS)", std::to_string(config.gpu_ranks),
                    "allowed only with --gpu=emulated");
   }
   if (config.nvme_dir.empty() != (config.nvme_bytes == 0)) {

@@ -28,7 +28,8 @@ struct Config {
   uint32_t socket_mode = 0660;      // of the unix sockets
   std::string handover_socket;      // path, or '@' and an abstract name; never empty
   GpuBackend gpu = GpuBackend::kNone;
-  uint64_t gpu_bytes = 0;
+  uint64_t gpu_bytes = 0;  // of each rank
+  uint32_t gpu_ranks = 1;
   uint64_t host_bytes = 0;
   bool huge_pages = true;
   uint32_t prefault_threads = 0;  // 0: one a CPU

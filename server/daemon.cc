@@ -78,6 +78,7 @@ class Daemon::Impl {
   Cache::TierOptions TierOptionsOf(uint64_t bytes) const;
   std::array<TierDescription, kTierCount> DescribeTiers() const;
   std::optional<Sessions::Peer> PeerOf(SessionId session) const;
+  std::string GpuSize() const;
 
   const Config config_;
   const DaemonHooks hooks_;
@@ -85,7 +86,7 @@ class Daemon::Impl {
   const SteadyClock clock_;
   CacheLink link_;
   CallStats calls_;
-  std::unique_ptr<Arena> gpu_;
+  std::vector<std::unique_ptr<Arena>> gpus_;  // by rank; none: no such tier
   std::unique_ptr<Arena> host_;
   std::unique_ptr<NvmeStore> nvme_;
   std::unique_ptr<StorageMover> mover_;
@@ -129,17 +130,20 @@ absl::Status Daemon::Impl::PrepareSocketFiles() {
 }
 
 absl::Status Daemon::Impl::CreateArenas() {
-  const auto create = [this](const char* name, uint64_t bytes) {
-    return Arena::Create({.name = name,
+  const auto create = [this](std::string name, uint64_t bytes) {
+    return Arena::Create({.name = std::move(name),
                           .bytes = bytes,
                           .huge_pages = config_.huge_pages,
                           .prefault_threads = static_cast<int>(config_.prefault_threads)});
   };
   const absl::Time start = absl::Now();
   if (config_.gpu == GpuBackend::kEmulated) {
-    absl::StatusOr<std::unique_ptr<Arena>> gpu = create("larder-gpu", config_.gpu_bytes);
-    if (!gpu.ok()) return Annotate(gpu.status(), "gpu-bytes");
-    gpu_ = *std::move(gpu);
+    for (uint32_t rank = 0; rank < config_.gpu_ranks; ++rank) {
+      absl::StatusOr<std::unique_ptr<Arena>> gpu =
+          create(absl::StrCat("larder-gpu-", rank), config_.gpu_bytes);
+      if (!gpu.ok()) return Annotate(gpu.status(), "gpu-bytes");
+      gpus_.push_back(*std::move(gpu));
+    }
   } else {
     Log(LogLevel::kInfo, "no GPU tier: built without CUDA, workers read HOST blocks in place");
   }
@@ -148,6 +152,7 @@ absl::Status Daemon::Impl::CreateArenas() {
   host_ = *std::move(host);
   Log(LogLevel::kInfo, "arenas ready",
       {{"gpu_bytes", config_.gpu_bytes},
+       {"gpu_ranks", gpus_.size()},
        {"host_bytes", config_.host_bytes},
        {"huge_pages", host_->huge_pages() ? "yes" : "no"},
        {"took_ms", absl::ToInt64Milliseconds(absl::Now() - start)}});
@@ -184,7 +189,7 @@ Cache::TierOptions Daemon::Impl::TierOptionsOf(uint64_t bytes) const {
 
 void Daemon::Impl::CreateCache() {
   StorageMover::Options moves;
-  if (gpu_ != nullptr) moves.gpus = {gpu_.get()};
+  for (const auto& gpu : gpus_) moves.gpus.push_back(gpu.get());
   moves.host = host_.get();
   moves.nvme = nvme_.get();
   moves.copy_threads = static_cast<int>(config_.copy_threads);
@@ -192,7 +197,8 @@ void Daemon::Impl::CreateCache() {
       moves, [this](MoveId id, absl::Status status) { link_.OnMoveDone(id, std::move(status)); });
 
   Cache::Options options;
-  options.tiers[Index(Tier::kGpu)] = TierOptionsOf(gpu_ == nullptr ? 0 : gpu_->bytes());
+  options.tiers[Index(Tier::kGpu)] = TierOptionsOf(gpus_.empty() ? 0 : gpus_[0]->bytes());
+  if (!gpus_.empty()) options.gpu_ranks = static_cast<uint32_t>(gpus_.size());
   options.tiers[Index(Tier::kHost)] = TierOptionsOf(host_->bytes());
   options.tiers[Index(Tier::kNvme)] = TierOptionsOf(nvme_ == nullptr ? 0 : nvme_->bytes());
   if (nvme_ != nullptr) options.tiers[Index(Tier::kNvme)].slab_bytes = nvme_->slab_bytes();
@@ -235,18 +241,20 @@ absl::Status Daemon::Impl::StartHandover() {
   options.socket_path = config_.handover_socket;
   options.mode = config_.socket_mode;
   options.boot_id = boot_id_;
-  for (const auto& [tier, arena] :
-       {std::pair{Tier::kGpu, gpu_.get()}, {Tier::kHost, host_.get()}}) {
-    if (arena == nullptr) continue;
+  const auto add = [&](Tier tier, uint32_t number, uint32_t rank, const Arena& arena) {
     HandoverServer::ArenaExport exported;
-    exported.description.arena = static_cast<uint32_t>(Index(tier));
+    exported.description.arena = number;
     exported.description.tier = static_cast<uint32_t>(Index(tier)) + 1;
     exported.description.kind = wire::kMemfd;
-    exported.description.bytes = arena->bytes();
-    exported.fd = arena->fd();
+    exported.description.rank = rank;
+    exported.description.bytes = arena.bytes();
+    exported.fd = arena.fd();
     options.arenas.push_back(exported);
-  }
-  options.connections_max = static_cast<int>(config_.sessions_max);
+  };
+  for (uint32_t rank = 0; rank < gpus_.size(); ++rank) add(Tier::kGpu, rank, rank, *gpus_[rank]);
+  add(Tier::kHost, wire::kHostArena, 0, *host_);
+  // One for each process of a session's group.
+  options.connections_max = static_cast<int>(config_.sessions_max * config_.gpu_ranks);
   absl::StatusOr<std::unique_ptr<HandoverServer>> server = HandoverServer::Start(
       std::move(options), [this](uint64_t session) { return sessions_->IsLive(session); },
       [this](uint64_t session) { sessions_->ProcessGone(session); });
@@ -269,10 +277,11 @@ absl::Status Daemon::Impl::StartRpc() {
                                                         .handover_socket = config_.handover_socket,
                                                         .version = LARDER_VERSION,
                                                         .started = absl::Now(),
-                                                        .arenas = {},
+                                                        .gpus = {},
+                                                        .host = {},
                                                         .describe_tiers = nullptr});
-  if (gpu_ != nullptr) context_->arenas[0] = {gpu_->base(), gpu_->bytes()};
-  context_->arenas[1] = {host_->base(), host_->bytes()};
+  for (const auto& gpu : gpus_) context_->gpus.push_back({gpu->base(), gpu->bytes()});
+  context_->host = {host_->base(), host_->bytes()};
   context_->describe_tiers = [this] { return DescribeTiers(); };
 
   // Made with its final mode, so that nobody else gets in between bind and chmod.
@@ -297,7 +306,9 @@ absl::Status Daemon::Impl::StartMetrics() {
 
 std::array<TierDescription, kTierCount> Daemon::Impl::DescribeTiers() const {
   std::array<TierDescription, kTierCount> tiers;
-  if (gpu_ != nullptr) tiers[Index(Tier::kGpu)] = {"emulated", "OK"};
+  if (!gpus_.empty()) {
+    tiers[Index(Tier::kGpu)] = {"emulated", "OK", "", static_cast<uint32_t>(gpus_.size())};
+  }
   tiers[Index(Tier::kHost)] = {"memfd", "OK"};
   if (nvme_ != nullptr) {
     const NvmeStore::Health health = nvme_->health();
@@ -306,6 +317,12 @@ std::array<TierDescription, kTierCount> Daemon::Impl::DescribeTiers() const {
                                  nvme_->io()};
   }
   return tiers;
+}
+
+// "64 MiB", or of several ranks "4 x 64 MiB".
+std::string Daemon::Impl::GpuSize() const {
+  const std::string each = FormatBytes(gpus_[0]->bytes());
+  return gpus_.size() == 1 ? each : absl::StrCat(gpus_.size(), " x ", each);
 }
 
 std::string Daemon::Impl::Summary() const {
@@ -319,8 +336,7 @@ std::string Daemon::Impl::Summary() const {
         tcp ? absl::StrCat(given.substr(0, given.rfind(':') + 1), rpc_->ports()[i]) : given);
   }
   absl::StrAppend(&text, " (GPU ",
-                  gpu_ == nullptr ? "none" : absl::StrCat("emulated ", FormatBytes(gpu_->bytes())),
-                  ", HOST ", FormatBytes(host_->bytes()), ", NVME ",
+                  gpus_.empty() ? "none" : absl::StrCat("emulated ", GpuSize()), ", HOST ", FormatBytes(host_->bytes()), ", NVME ",
                   nvme_ == nullptr ? "none" : FormatBytes(nvme_->bytes()), ")");
   return text;
 }

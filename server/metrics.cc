@@ -62,7 +62,7 @@ std::string Lower(Tier tier) {
 
 void AddTiers(const CacheStats& stats, Families& out) {
   out.Start("larder_tier_bytes", MetricType::Gauge,
-            "Bytes of a tier: total, used by blocks, pinned by leases");
+            "Bytes of a tier, of GPU in each rank: total, used by blocks, pinned by leases");
   for (const Tier tier : kTiers) {
     const TierStats& from = stats.tiers[Index(tier)];
     out.Add({{"tier", Lower(tier)}, {"state", "total"}}, from.bytes_total);

@@ -112,6 +112,25 @@ absl::StatusOr<Model> Cache::FindModel(ModelId id) const {
   return (*found)->model;
 }
 
+// Whether every tier there is has slots for the model's blocks.
+absl::Status Cache::CheckFits(const Model& model) const {
+  if (options_.tiers[larder::Index(Tier::kGpu)].bytes > 0 &&
+      model.spec.shards > options_.gpu_ranks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("spec.shards: ", model.spec.shards, " given, allowed are 1 to ",
+                     options_.gpu_ranks, ", the ranks of this daemon's GPU tier"));
+  }
+  for (Tier tier : kTiers) {
+    const TierOptions& t = options_.tiers[larder::Index(tier)];
+    const uint32_t bytes = model.SlotBytes(tier);
+    if (t.bytes == 0 || bytes <= std::min(t.bytes, t.slab_bytes)) continue;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "spec: a block of ", bytes, " bytes, but tier ", std::string(TierName(tier)),
+        " takes at most ", std::min(t.bytes, t.slab_bytes), " (a slab)"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Model> Cache::OpenModel(const ModelSpec& spec) {
   absl::StatusOr<Model> model = MakeModel(spec);
   if (!model.ok()) return model.status();
@@ -127,24 +146,17 @@ absl::StatusOr<Model> Cache::OpenModel(const ModelSpec& spec) {
     return absl::ResourceExhaustedError(absl::StrCat("models: ", s_->models.size(),
                                                      " are open, at most ", options_.models_max));
   }
-  for (Tier tier : kTiers) {
-    const TierOptions& t = options_.tiers[larder::Index(tier)];
-    if (t.bytes == 0 || model->block_bytes <= std::min(t.bytes, t.slab_bytes)) continue;
-    return absl::ResourceExhaustedError(
-        absl::StrCat("spec: a block of ", model->block_bytes, " bytes, but tier ",
-                     std::string(TierName(tier)), " takes at most ",
-                     std::min(t.bytes, t.slab_bytes), " (a slab)"));
-  }
+  if (absl::Status fits = CheckFits(*model); !fits.ok()) return fits;
   auto state =
       std::make_unique<ModelState>(*model, s_->tiers[0].owners, s_->tiers[1].owners);
   const auto known = s_->nvme_pools.find(model->id);
   for (Tier tier : {Tier::kGpu, Tier::kHost}) {
     state->pool[larder::Index(tier)] =
-        s_->tiers[larder::Index(tier)].slots.AddPool(model->block_bytes);
+        s_->tiers[larder::Index(tier)].slots.AddPool(model->SlotBytes(tier));
   }
   if (known == s_->nvme_pools.end()) {
-    const SlotAllocator::Pool pool = s_->tiers[2].slots.AddPool(model->block_bytes);
-    s_->nvme_pools[model->id] = {pool, model->block_bytes};
+    const SlotAllocator::Pool pool = s_->tiers[2].slots.AddPool(model->WholeBlockBytes());
+    s_->nvme_pools[model->id] = {pool, model->WholeBlockBytes()};
     state->pool[2] = pool;
   } else {
     state->pool[2] = known->second.pool;

@@ -94,7 +94,7 @@ struct PrefetchUpdate {
 };
 
 struct TierStats {
-  uint64_t bytes_total = 0;
+  uint64_t bytes_total = 0;  // in GPU, here and below, of each rank
   uint64_t bytes_used = 0;
   uint64_t bytes_pinned = 0;
   uint64_t blocks = 0;
@@ -135,7 +135,7 @@ struct CacheStats {
 
 struct ModelStats {
   Model model;
-  std::array<uint64_t, kTierCount> bytes_used{};
+  std::array<uint64_t, kTierCount> bytes_used{};  // in GPU of each rank
   std::array<uint64_t, kTierCount> bytes_quota{};
   uint64_t nodes = 0;
   uint64_t blocks = 0;
@@ -193,6 +193,7 @@ class Cache {
   };
   struct Options {
     std::array<TierOptions, kTierCount> tiers;
+    uint32_t gpu_ranks = 1;  // memories of tiers[GPU].bytes each; a model has at most so many shards
     uint64_t first_id = 1;  // of sessions and leases; random at each boot
     uint32_t models_max = 64;
     uint32_t sessions_max = 4096;
@@ -326,6 +327,7 @@ class Cache {
   Lease& NewLease(Session& session, ModelState& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropLease(Lease& lease, bool session_over) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   LeaseState StateOf(const Lease& lease) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckFits(const Model& model) const;
   absl::Status CheckLeaseCount(const Session& session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FreeReserved(Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FreeDuplicates(Lease& lease, uint32_t from) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

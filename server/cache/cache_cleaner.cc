@@ -13,7 +13,7 @@
 namespace larder {
 
 bool Cache::WithinBudget(const ModelState& model) const {
-  return s_->nvme_writes.Allows(model.model.block_bytes, clock_.Now());
+  return s_->nvme_writes.Allows(model.model.WholeBlockBytes(), clock_.Now());
 }
 
 // Whether a block of the model's may be written down at this moment.
@@ -230,7 +230,7 @@ Cache::Progress Cache::WriteBlock(ModelState& model, TreeNode* node, uint32_t in
     if (!slot) return Progress::kBlocked;
     // Evicted for this very block: its record is about to be overwritten, which costs less.
     std::erase_if(s_->erases, [slot](const auto& erase) { return erase.first == slot; });
-    s_->nvme_writes.Take(model.model.block_bytes, clock_.Now());
+    s_->nvme_writes.Take(model.model.WholeBlockBytes(), clock_.Now());
     StartMove(model, node, index, {Tier::kHost, block.In(Tier::kHost)}, {Tier::kNvme, slot},
               move_class);
   }

@@ -266,7 +266,7 @@ uint32_t Cache::CutByBreakEven(const ModelState& model,
                                const std::array<uint32_t, kTierCount>& blocks,
                                double prefill_tokens_per_second, RestoreEstimate* estimate) const {
   const bool gpu = options_.tiers[larder::Index(Tier::kGpu)].bytes > 0;
-  const double block_bytes = model.model.block_bytes;
+  const double block_bytes = model.model.WholeBlockBytes();
   const auto seconds = [&](Tier from, Tier to, double count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const Hop& hop = HopOf(from, to);
     return (static_cast<double>(hop.queued_bytes) + count * block_bytes) / hop.BytesPerSecond();
@@ -298,7 +298,7 @@ uint32_t Cache::CutByBreakEven(const ModelState& model,
     }
   }
   estimate->bytes = keep > blocks[0] + blocks[1]
-                        ? static_cast<uint64_t>(blocks[2]) * model.model.block_bytes
+                        ? static_cast<uint64_t>(blocks[2]) * model.model.WholeBlockBytes()
                         : 0;
   estimate->time = absl::Seconds(best_restore);
   return keep;

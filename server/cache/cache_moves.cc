@@ -76,12 +76,13 @@ void Cache::SubmitMove(Move& move) {
   if (hop.in_flight == 0) hop.last = clock_.Now();
   hop.in_flight += 1;
   hop.background += move.move_class == MoveClass::kBackground;
-  hop.queued_bytes += move.model->model.block_bytes;
+  hop.queued_bytes += move.model->model.WholeBlockBytes();
   MoveJob job;
   job.id = move.id;
   job.from = move.from;
   job.to = move.to;
-  job.bytes = move.model->model.block_bytes;
+  job.bytes = move.model->model.WholeBlockBytes();
+  job.shards = move.model->model.spec.shards;
   job.move_class = move.move_class;
   job.record = move.record;
   s_->jobs.push_back(std::move(job));
@@ -103,7 +104,7 @@ void Cache::OnMoveDone(MoveId id, absl::Status status) {
   Hop& hop = HopOf(move.from.tier, move.to.tier);
   hop.in_flight -= 1;
   hop.background -= move.move_class == MoveClass::kBackground;
-  hop.queued_bytes -= move.model->model.block_bytes;
+  hop.queued_bytes -= move.model->model.WholeBlockBytes();
   if (!status.ok()) {
     hop.failed += 1;
     // A queue that is full empties; a tier that is unavailable says when it is back.
@@ -115,8 +116,8 @@ void Cache::OnMoveDone(MoveId id, absl::Status status) {
   const absl::Time now = clock_.Now();
   hop.refused = false;
   hop.done += 1;
-  hop.bytes += move.model->model.block_bytes;
-  hop.sum_bytes = hop.sum_bytes * kDecay + move.model->model.block_bytes;
+  hop.bytes += move.model->model.WholeBlockBytes();
+  hop.sum_bytes = hop.sum_bytes * kDecay + move.model->model.WholeBlockBytes();
   hop.sum_seconds = hop.sum_seconds * kDecay +
                     std::max(1e-7, absl::ToDoubleSeconds(now - hop.last));
   hop.last = now;

@@ -34,13 +34,14 @@ uint32_t ElementBytes(DType dtype) {
   return 0;
 }
 
-// Of one token in one layer: its numbers, and a float32 scale for each key and value (MLA: for each
-// row) where numbers are one byte.
+// Of one token in one layer of one shard: its numbers, and a float32 scale for each key and value
+// (MLA: for each row) where numbers are one byte.
 uint64_t TokenLayerBytes(const ModelSpec& spec) {
   const bool mla = spec.mla_latent_dim != 0;
-  const uint64_t elements = mla ? uint64_t{spec.mla_latent_dim} + spec.mla_rope_dim
-                                : uint64_t{2} * spec.kv_heads * spec.head_dim;
-  const uint64_t scales = mla ? 1 : uint64_t{2} * spec.kv_heads;
+  const uint64_t heads = uint64_t{2} * spec.kv_heads / spec.shards;  // keys' and values'
+  const uint64_t elements =
+      mla ? uint64_t{spec.mla_latent_dim} + spec.mla_rope_dim : heads * spec.head_dim;
+  const uint64_t scales = mla ? 1 : heads;
   const uint64_t element_bytes = ElementBytes(spec.dtype);
   return elements * element_bytes + (element_bytes == 1 ? scales * sizeof(float) : 0);
 }
@@ -78,10 +79,13 @@ absl::Status CheckGeometry(const ModelSpec& spec) {
         CheckRange("mla_rope_dim", spec.mla_rope_dim, 0, 8192),
         CheckRange("dtype", static_cast<uint32_t>(spec.dtype), 1, 5),
         CheckRange("block_tokens", spec.block_tokens, 1, 1024),
-        CheckRange("shards", spec.shards, 1, 1)}) {
+        CheckRange("shards", spec.shards, 1, kShardsMax)}) {
     if (!status.ok()) return status;
   }
-  return absl::OkStatus();
+  if (mla || spec.kv_heads % spec.shards == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("spec.kv_heads: ", spec.kv_heads,
+                                                 " given, must be a multiple of shards, ",
+                                                 spec.shards));
 }
 
 }  // namespace
@@ -96,8 +100,8 @@ absl::StatusOr<Model> MakeModel(const ModelSpec& given) {
     if (!status.ok()) return status;
   }
   const uint64_t block_bytes = TokenLayerBytes(spec) * spec.layers * spec.block_tokens;
-  if (block_bytes > kBlockBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("spec: a block of ", block_bytes,
+  if (block_bytes * spec.shards > kBlockBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("spec: a block of ", block_bytes * spec.shards,
                                                    " bytes, at most ", kBlockBytesMax));
   }
   Model model;

@@ -32,13 +32,24 @@ struct ModelSpec {
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
 
+// Bound of ModelSpec::shards.
+inline constexpr uint32_t kShardsMax = 16;
+
 using ModelId = uint64_t;
 
 struct Model {
   ModelId id = 0;
   BlockKey fingerprint;      // also the parent key of every first block
-  uint32_t block_bytes = 0;  // per shard, at most 1 GiB
+  uint32_t block_bytes = 0;  // per shard; of all shards together at most 1 GiB
   ModelSpec spec;
+
+  // What is moved and stored: the parts of all shards, in rank order.
+  uint32_t WholeBlockBytes() const { return block_bytes * spec.shards; }
+  // What a block's slot takes: in GPU one shard's part, at the same place in each rank's memory;
+  // in HOST and on NVME the whole block.
+  uint32_t SlotBytes(Tier tier) const {
+    return tier == Tier::kGpu ? block_bytes : WholeBlockBytes();
+  }
 };
 
 // INVALID_ARGUMENT names the field, its value and its bound. The encoding that is hashed

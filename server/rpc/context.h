@@ -9,6 +9,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "server/cache/cache.h"
@@ -22,6 +23,7 @@ struct TierDescription {
   std::string backend = "none";   // "cuda", "emulated", "memfd", "file"
   std::string health = "ABSENT";  // "OK", "DEGRADED: why"
   std::string io = {};            // NVME: how its file is read and written
+  uint32_t ranks = 1;             // GPU: how many memories
 };
 
 struct RpcContext {
@@ -34,12 +36,22 @@ struct RpcContext {
   std::string version;
   absl::Time started;
 
-  // The bytes of GPU and HOST by Run.arena, which is Index(tier). Empty: not readable here.
-  std::array<std::span<std::byte>, 2> arenas;
+  // The bytes of GPU, by rank, and of HOST. None: not readable here.
+  std::vector<std::span<std::byte>> gpus;
+  std::span<std::byte> host;
   std::function<std::array<TierDescription, kTierCount>()> describe_tiers;
 
-  // Where `bytes` of a block in GPU or HOST are.
-  std::byte* At(Tier tier, Slot slot) const { return arenas[Index(tier)].data() + slot.offset(); }
+  // A block's bytes from `offset` on, as far as they lie together: in HOST to the block's end, in
+  // GPU to the end of that rank's part. Empty: not readable here.
+  std::span<std::byte> BytesOf(const Model& model, SlotRef ref, uint64_t offset) const {
+    if (ref.tier == Tier::kHost && !host.empty()) {
+      return host.subspan(ref.slot.offset(), model.WholeBlockBytes()).subspan(offset);
+    }
+    const uint64_t rank = offset / model.block_bytes;
+    if (ref.tier != Tier::kGpu || rank >= gpus.size()) return {};
+    return gpus[rank].subspan(ref.slot.offset(), model.block_bytes)
+        .subspan(offset % model.block_bytes);
+  }
 };
 
 }  // namespace larder

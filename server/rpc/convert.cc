@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "proto/larder/v1/handover.h"
+
 namespace larder {
 
 ModelSpec FromProto(const v1::ModelSpec& spec) {
@@ -56,7 +58,7 @@ void ToProto(std::span<const SlotRun> runs, google::protobuf::RepeatedPtrField<v
     to.set_position(run.position);
     to.set_blocks(static_cast<uint32_t>(run.slots.size()));
     if (run.tier == Tier::kNvme) continue;
-    to.set_arena(static_cast<uint32_t>(Index(run.tier)));
+    to.set_arena(run.tier == Tier::kGpu ? 0 : wire::kHostArena);
     auto& offsets = *to.mutable_offsets();
     offsets.Resize(static_cast<int>(run.slots.size()), 0);
     std::transform(run.slots.begin(), run.slots.end(), offsets.begin(),

@@ -65,7 +65,7 @@ absl::Status DownloadReactor::Claim() {
   Cache& cache = context_.cache;
   const absl::StatusOr<Model> model = cache.ModelOfLease(hold_->session(), hold_->lease());
   if (!model.ok()) return model.status();
-  block_bytes_ = model->block_bytes;
+  model_ = *model;
   const uint32_t position = request_.position();
   const uint32_t blocks = hold_->blocks();
   if (request_.blocks().lease_id() != 0 && position > blocks) {
@@ -94,7 +94,7 @@ void DownloadReactor::Queue(const SlotRun& run) {
   for (size_t i = 0; i < run.slots.size(); ++i) {
     const uint32_t position = run.position + static_cast<uint32_t>(i);
     if (position < request_.position() || position >= end_) continue;
-    queue_.push_back({position, context_.At(run.tier, run.slots[i])});
+    queue_.push_back({position, {run.tier, run.slots[i]}});
   }
 }
 
@@ -138,13 +138,14 @@ void DownloadReactor::Advance(uint32_t signals) {
 
 void DownloadReactor::WriteChunk() {
   const Readable& block = queue_.front();
-  const uint64_t size = std::min(kChunkBytesMax, block_bytes_ - offset_);
+  const std::span<std::byte> bytes = context_.BytesOf(model_, block.at, offset_);
+  const uint64_t size = std::min<uint64_t>(kChunkBytesMax, bytes.size());
   const std::array<grpc::Slice, 2> slices = {
-      EncodeHeader(block.position, offset_, block_bytes_, size),
-      PinnedSlice(block.bytes + offset_, size, hold_)};
+      EncodeHeader(block.position, offset_, model_.WholeBlockBytes(), size),
+      PinnedSlice(bytes.data(), size, hold_)};
   chunk_ = grpc::ByteBuffer(slices.data(), slices.size());
   offset_ += size;
-  if (offset_ == block_bytes_) {
+  if (offset_ == model_.WholeBlockBytes()) {
     offset_ = 0;
     queue_.pop_front();
   }

@@ -37,7 +37,7 @@ class DownloadReactor final : public StreamReactor<grpc::ByteBuffer> {
  private:
   struct Readable {
     uint32_t position = 0;
-    const std::byte* bytes = nullptr;
+    SlotRef at;
   };
 
   void Advance(uint32_t signals) override;
@@ -58,7 +58,7 @@ class DownloadReactor final : public StreamReactor<grpc::ByteBuffer> {
   std::shared_ptr<PathHold> hold_;
   std::optional<PrefetchId> prefetch_;
   uint32_t end_ = 0;  // block past the last wanted one
-  uint64_t block_bytes_ = 0;
+  Model model_;
   std::deque<Readable> queue_;
   uint64_t offset_ = 0;  // in the first queued block: what was sent of it
   absl::Status result_;  // once prefetch_ is gone

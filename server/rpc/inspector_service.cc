@@ -24,6 +24,7 @@ grpc::ServerUnaryReactor* InspectorService::GetStatus(Context* call, const v1::G
       response->mutable_tiers(i)->set_backend(tiers[i].backend);
       response->mutable_tiers(i)->set_health(tiers[i].health);
       response->mutable_tiers(i)->set_io(tiers[i].io);
+      response->mutable_tiers(i)->set_ranks(tiers[i].ranks);
     }
     return absl::OkStatus();
   });

@@ -28,9 +28,8 @@ void PutReactor::Advance(uint32_t signals) {
                : context_.cache.FindModel(request_.model_id());
   absl::Status status = model.status();
   if (status.ok()) {
-    block_tokens_ = model->spec.block_tokens;
-    block_bytes_ = model->block_bytes;
-    status = ValidateInline(request_, block_tokens_, model->block_bytes);
+    model_ = *model;
+    status = ValidateInline(request_, model_);
   }
   if (!status.ok()) {
     End(status);
@@ -71,7 +70,7 @@ void PutReactor::StartOnPrefix() {
     return;
   }
   hold_ = *std::move(hold);
-  const uint32_t wanted = static_cast<uint32_t>(path.size() / block_tokens_);
+  const uint32_t wanted = static_cast<uint32_t>(path.size() / model_.spec.block_tokens);
   if (hold_->blocks() == wanted || !hold_->on_nvme()) {
     PublishFrom(hold_->blocks());
     return;
@@ -111,7 +110,7 @@ void PutReactor::Poll() {
 
 void PutReactor::PublishFrom(uint32_t end) {
   const uint32_t first = request_.position();
-  const uint32_t past = first + static_cast<uint32_t>(request_.tokens_size()) / block_tokens_;
+  const uint32_t past = first + static_cast<uint32_t>(request_.tokens_size()) / model_.spec.block_tokens;
   if (end < first) {
     End(absl::FailedPreconditionError(absl::StrCat("prefix: ", first, " blocks given, ", end,
                                                    " of them are cached; put the others first")));
@@ -127,26 +126,31 @@ void PutReactor::PublishFrom(uint32_t end) {
 absl::StatusOr<LeaseState> PutReactor::Publish(uint32_t position) {
   Cache& cache = context_.cache;
   const auto tokens =
-      ToSpan(request_.tokens()).subspan(size_t{position - request_.position()} * block_tokens_);
+      ToSpan(request_.tokens()).subspan(size_t{position - request_.position()} * model_.spec.block_tokens);
   const absl::StatusOr<std::vector<SlotRun>> runs =
       cache.Reserve(hold_->session(), hold_->lease(), position,
-                    static_cast<uint32_t>(tokens.size() / block_tokens_), Tier::kHost);
+                    static_cast<uint32_t>(tokens.size() / model_.spec.block_tokens), Tier::kHost);
   if (!runs.ok()) return runs.status();
   if (absl::Status copied = CopyIn(*runs, position); !copied.ok()) return copied;
   return cache.Put(hold_->session(), hold_->lease(), position, tokens);
 }
 
 absl::Status PutReactor::CopyIn(const std::vector<SlotRun>& runs, uint32_t position) {
-  const char* from = request_.data().data() + (position - request_.position()) * block_bytes_;
+  const uint64_t block_bytes = model_.WholeBlockBytes();
+  const char* from = request_.data().data() + (position - request_.position()) * block_bytes;
   for (const SlotRun& run : runs) {
-    if (context_.arenas[Index(run.tier)].empty()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("data: the reserved blocks are in ", ToAbsl(TierName(run.tier)),
-                       ", which the daemon cannot write; publish them in place"));
-    }
     for (const Slot slot : run.slots) {
-      std::memcpy(context_.At(run.tier, slot), from, block_bytes_);
-      from += block_bytes_;
+      for (uint64_t copied = 0; copied < block_bytes;) {
+        const std::span<std::byte> to = context_.BytesOf(model_, {run.tier, slot}, copied);
+        if (to.empty()) {
+          return absl::FailedPreconditionError(
+              absl::StrCat("data: the reserved blocks are in ", ToAbsl(TierName(run.tier)),
+                           ", which the daemon cannot write; publish them in place"));
+        }
+        std::memcpy(to.data(), from, to.size());
+        copied += to.size();
+        from += to.size();
+      }
     }
   }
   return absl::OkStatus();

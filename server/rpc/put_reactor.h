@@ -50,8 +50,7 @@ class PutReactor final : public WaitingReactor {
   // Touched by Step only.
   std::shared_ptr<PathHold> hold_;
   std::optional<PrefetchId> prefetch_;
-  uint32_t block_tokens_ = 0;
-  uint64_t block_bytes_ = 0;
+  Model model_;
 };
 
 }  // namespace larder

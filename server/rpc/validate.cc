@@ -114,8 +114,9 @@ absl::Status Validate(const v1::PutRequest& request) {
   return FirstError(tokens, AtMost("prefix", request.prefix_size(), kTokensMax), data);
 }
 
-absl::Status ValidateInline(const v1::PutRequest& request, uint32_t block_tokens,
-                            uint32_t block_bytes) {
+absl::Status ValidateInline(const v1::PutRequest& request, const Model& model) {
+  const uint32_t block_tokens = model.spec.block_tokens;
+  const uint64_t block_bytes = model.WholeBlockBytes();
   const uint64_t tokens = request.tokens_size();
   if (tokens % block_tokens != 0) {
     return Bad("tokens", tokens, absl::StrCat("whole blocks of ", block_tokens, " needed"));

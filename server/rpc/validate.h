@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "larder/v1/inspector.pb.h"
 #include "larder/v1/kv_cache.pb.h"
+#include "server/cache/model.h"
 
 namespace larder {
 
@@ -33,8 +34,8 @@ absl::Status Validate(const v1::TopPrefixesRequest& request);
 absl::Status Validate(const v1::EvictRequest& request);
 absl::Status Validate(const v1::EchoRequest& request);
 
-// Put.data against the model: tokens are whole blocks and data is exactly theirs.
-absl::Status ValidateInline(const v1::PutRequest& request, uint32_t block_tokens,
-                            uint32_t block_bytes);
+// Put.data against the model: tokens are whole blocks and data is exactly theirs, the parts of
+// all shards included.
+absl::Status ValidateInline(const v1::PutRequest& request, const Model& model);
 
 }  // namespace larder

@@ -62,7 +62,7 @@ TEST(Models, AShortLastSlabThatFitsNoBlockDoesNotKeepALateModelOut) {
   Fixture f({.gpu = 9, .slab = 4});  // slabs of 4, 4 and 1
   const auto open = [&](const char* name) {
     ModelSpec spec = World::Spec(name);
-    spec.layers = 20;  // 5 KiB: two granules a slot
+    spec.layers = 2;  // 8 KiB: two granules a slot
     return f.cache().OpenModel(spec)->id;
   };
   f.model = open("early");

@@ -22,7 +22,7 @@ TEST(Nvme, DurableBlocksSurviveARestartAndComeBackBitForBit) {
   ASSERT_EQ(found.runs.size(), 1u);
   EXPECT_EQ(found.runs[0].tier, Tier::kNvme);
   EXPECT_EQ(found.runs[0].slots.size(), 3u);
-  EXPECT_EQ(found.restore.bytes, 3 * 256u);
+  EXPECT_EQ(found.restore.bytes, 3 * World::kPartBytes);
   f.cache().CheckInvariants();
   const auto update = f.world.PrefetchAll(f.session, found.lease, Tier::kGpu);
   ASSERT_TRUE(update.has_value());
@@ -132,11 +132,11 @@ TEST(Nvme, OrphansAreCollectedAtStart) {
 TEST(Nvme, ARecordThatCannotBelongToTheTierIsRefused) {
   Fixture f({.host = 4, .nvme = 4});
   BlockRecord record;
-  EXPECT_FALSE(f.cache().RecoverBlock(Slot(), 256, record));
+  EXPECT_FALSE(f.cache().RecoverBlock(Slot(), World::kPartBytes, record));
   EXPECT_FALSE(f.cache().RecoverBlock(Slot(1), 0, record));
-  EXPECT_FALSE(f.cache().RecoverBlock(Slot(5), 256, record));
-  EXPECT_FALSE(f.cache().RecoverBlock(Slot(1), 5 * 4096, record));
-  EXPECT_TRUE(f.cache().RecoverBlock(Slot(4), 4096, record));
+  EXPECT_FALSE(f.cache().RecoverBlock(Slot(5), World::kPartBytes, record));
+  EXPECT_FALSE(f.cache().RecoverBlock(Slot(1), 5 * World::kPartBytes, record));
+  EXPECT_TRUE(f.cache().RecoverBlock(Slot(4), World::kPartBytes, record));
 }
 
 TEST(Nvme, FlushCompletesOnlyWhenAllIsDurable) {
@@ -334,9 +334,8 @@ TEST(Nvme, AfterARestartTheOldestRecordsGoFirst) {
   EXPECT_EQ(f.Matched(Prompt("c", 1)) + f.Matched(Prompt("d", 1)), 2u);
 }
 
-// A block of the World is 256 bytes.
 TEST(Nvme, WritesStayWithinTheirLimitAndWhatMustLeaveIsForgottenAndCounted) {
-  Fixture f({.host = 8, .nvme = 64, .low_water = 2, .nvme_writes = {.bytes_per_day = 5 * 256}});
+  Fixture f({.host = 8, .nvme = 64, .low_water = 2, .nvme_writes = {.bytes_per_day = 5 * World::kPartBytes}});
   for (int i = 0; i < 6; ++i) {
     f.Store(Prompt("p" + std::to_string(i), 3));
     ASSERT_TRUE(f.world.Settle());
@@ -355,7 +354,7 @@ TEST(Nvme, WritesStayWithinTheirLimitAndWhatMustLeaveIsForgottenAndCounted) {
 }
 
 TEST(Nvme, AFlushBeyondTheLimitWaitsForIt) {
-  Fixture f({.host = 8, .nvme = 64, .nvme_writes = {.bytes_per_second = 128}});
+  Fixture f({.host = 8, .nvme = 64, .nvme_writes = {.bytes_per_second = World::kPartBytes / 2}});
   const LeaseId lease = f.Hold(Prompt("p", 3));
   int done = 0;
   ASSERT_TRUE(f.cache().Flush(f.session, lease, [&](absl::Status) { ++done; }).ok());

@@ -30,7 +30,7 @@ TEST(Cache, ABlockThatFitsNoSlabIsRefused) {
   const auto model = f.cache().OpenModel(big);
   EXPECT_TRUE(absl::IsResourceExhausted(model.status()));
   EXPECT_EQ(model.status().message(),
-            "spec: a block of 262144 bytes, but tier GPU takes at most 16384 (a slab)");
+            "spec: a block of 4194304 bytes, but tier GPU takes at most 16384 (a slab)");
 }
 
 TEST(Cache, UnknownIdsAreNotFound) {

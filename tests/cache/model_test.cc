@@ -93,6 +93,8 @@ TEST(Model, EveryFieldIsPartOfTheIdentity) {
       [](ModelSpec& s) { s.kv_heads += 1; },
       [](ModelSpec& s) { s.head_dim += 1; },
       [](ModelSpec& s) { std::swap(s.kv_heads, s.head_dim); },
+      [](ModelSpec& s) { s.shards = 2; },
+      [](ModelSpec& s) { s.shards = 8; },
       [](ModelSpec& s) { s.dtype = DType::kF16; },
       [](ModelSpec& s) { s.block_tokens += 1; },
       [](ModelSpec& s) { s.kv_heads = s.head_dim = 0, s.mla_latent_dim = 64; },
@@ -110,6 +112,33 @@ TEST(Model, EveryFieldIsPartOfTheIdentity) {
   }
   EXPECT_EQ(ids.size(), changes.size());
   EXPECT_EQ(fingerprints.size(), changes.size());
+}
+
+TEST(Model, ShardsDivideTheHeadsAndTheBlock) {
+  for (const uint32_t shards : {1u, 2u, 4u, 8u}) {
+    ModelSpec spec = Llama3();
+    spec.shards = shards;
+    const auto model = MakeModel(spec);
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_EQ(model->block_bytes, (2u << 20) / shards);
+    EXPECT_EQ(model->WholeBlockBytes(), 2u << 20);
+    EXPECT_EQ(model->SlotBytes(Tier::kGpu), (2u << 20) / shards);
+    EXPECT_EQ(model->SlotBytes(Tier::kHost), 2u << 20);
+    EXPECT_EQ(model->SlotBytes(Tier::kNvme), 2u << 20);
+  }
+}
+
+// Every rank of an MLA model needs the whole latent.
+TEST(Model, ShardsOfAnMlaBlockAreAllTheWholeLatent) {
+  ModelSpec spec = Llama3();
+  spec.kv_heads = spec.head_dim = 0;
+  spec.mla_latent_dim = 512;
+  spec.mla_rope_dim = 64;
+  spec.shards = 3;
+  const auto model = MakeModel(spec);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->block_bytes, 32u * 16 * (512 + 64) * 2);
+  EXPECT_EQ(model->WholeBlockBytes(), 3 * model->block_bytes);
 }
 
 TEST(Model, NoShardsIsReadAsOne) {
@@ -153,7 +182,16 @@ TEST(Model, AWrongValueIsNamedWithItsBound) {
        "spec.block_tokens: 0 given, allowed are 1 to 1024"},
       {[](ModelSpec& s) { s.block_tokens = 1025; },
        "spec.block_tokens: 1025 given, allowed are 1 to 1024"},
-      {[](ModelSpec& s) { s.shards = 2; }, "spec.shards: 2 given, allowed are 1 to 1"},
+      {[](ModelSpec& s) { s.shards = 17; }, "spec.shards: 17 given, allowed are 1 to 16"},
+      {[](ModelSpec& s) { s.shards = 3; },
+       "spec.kv_heads: 8 given, must be a multiple of shards, 3"},
+      {[](ModelSpec& s) { s.shards = 16; },
+       "spec.kv_heads: 8 given, must be a multiple of shards, 16"},
+      {[](ModelSpec& s) {  // two parts of 1 GiB each
+         s.layers = 1024, s.kv_heads = s.head_dim = 0, s.mla_latent_dim = 8192;
+         s.block_tokens = 64, s.shards = 2;
+       },
+       "spec: a block of 2147483648 bytes, at most 1073741824"},
       {[](ModelSpec& s) { s.layers = s.kv_heads = s.block_tokens = 1024, s.head_dim = 4096; },
        "spec: a block of 17592186044416 bytes, at most 1073741824"},
   };

@@ -55,17 +55,34 @@ void SteppedMover::Complete(MoveId id, absl::Status status) {
       if (stored != nvme.end()) nvme.erase(stored);
       status = absl::DataLossError("not the block that was asked for");
     } else {
-      memory[{job.to.tier, job.to.slot}] = stored->second.content;
+      LARDER_CHECK(stored->second.bytes == job.bytes);
+      for (uint32_t rank = 0; rank < job.shards; ++rank) {
+        memory[PlaceOf(job.to, rank)] =
+            rank == 0 ? stored->second.content : stored->second.others[rank - 1];
+      }
     }
+  } else if (status.ok() && job.to.tier == Tier::kNvme) {
+    WriteNvme(job);
   } else if (status.ok()) {
-    const uint64_t content = memory.at({job.from.tier, job.from.slot});
-    if (job.to.tier == Tier::kNvme) {
-      nvme[job.to.slot] = {job.bytes, job.record, content, Chance(faults.tear)};
-    } else {
-      memory[{job.to.tier, job.to.slot}] = content;
+    for (uint32_t rank = 0; rank < job.shards; ++rank) {
+      memory[PlaceOf(job.to, rank)] = memory.at(PlaceOf(job.from, rank));
     }
   }
   done_(id, status);
+}
+
+// A record whose bytes are written over is as good as torn.
+void SteppedMover::WriteNvme(const MoveJob& job) {
+  const uint64_t begin = job.to.slot.offset();
+  const uint64_t end = begin + job.bytes;
+  for (auto& [slot, stored] : nvme) {
+    if (slot.offset() < end && begin < slot.offset() + stored.bytes) stored.torn = true;
+  }
+  NvmeSlot& stored = nvme[job.to.slot];
+  stored = {job.bytes, job.record, memory.at(PlaceOf(job.from, 0)), Chance(faults.tear)};
+  for (uint32_t rank = 1; rank < job.shards; ++rank) {
+    stored.others.push_back(memory.at(PlaceOf(job.from, rank)));
+  }
 }
 
 void SteppedMover::Crash() {
@@ -89,6 +106,7 @@ void World::Restart() {
   }
   options.background_moves_max = sizes.background_moves;
   options.nvme_writes = sizes.nvme_writes;
+  options.gpu_ranks = sizes.gpu_ranks;
   cache_ = std::make_unique<Cache>(options, clock, mover, MakeLruPolicy());
   mover.set_done([this](MoveId id, absl::Status status) { cache_->OnMoveDone(id, status); });
   for (const auto& [slot, stored] : mover.nvme) {
@@ -116,23 +134,31 @@ uint64_t World::Content(ModelId model, const Tokens& prompt, uint32_t block) {
 }
 
 void World::Fill(ModelId model, const std::vector<SlotRun>& runs, const Tokens& prompt) {
+  const uint32_t shards = cache_->FindModel(model)->spec.shards;
   for (const SlotRun& run : runs) {
     for (uint32_t i = 0; i < run.slots.size(); ++i) {
-      mover.memory[{run.tier, run.slots[i]}] = Content(model, prompt, run.position + i);
+      for (uint32_t rank = 0; rank < shards; ++rank) {
+        mover.memory[SteppedMover::PlaceOf({run.tier, run.slots[i]}, rank)] =
+            Content(model, prompt, run.position + i) + rank;
+      }
     }
   }
 }
 
 std::string World::WrongBytes(ModelId model, const std::vector<SlotRun>& runs,
                               const Tokens& prompt) {
+  const uint32_t shards = cache_->FindModel(model)->spec.shards;
   for (const SlotRun& run : runs) {
     if (run.tier == Tier::kNvme) continue;
-    for (uint32_t i = 0; i < run.slots.size(); ++i) {
-      const auto found = mover.memory.find({run.tier, run.slots[i]});
+    for (uint32_t i = 0; i < run.slots.size() * shards; ++i) {
+      const SlotRef ref{run.tier, run.slots[i / shards]};
+      const uint32_t position = run.position + i / shards;
+      const uint32_t rank = i % shards;
+      const auto found = mover.memory.find(SteppedMover::PlaceOf(ref, rank));
       if (found == mover.memory.end() ||
-          found->second != Content(model, prompt, run.position + i)) {
-        return absl::StrCat("block ", run.position + i, " in ", std::string(TierName(run.tier)),
-                            " slot ", run.slots[i].number());
+          found->second != Content(model, prompt, position) + rank) {
+        return absl::StrCat("block ", position, " in ", std::string(TierName(run.tier)), " slot ",
+                            ref.slot.number(), ", rank ", rank);
       }
     }
   }
@@ -184,14 +210,15 @@ absl::StatusOr<LeaseId> World::PutAll(SessionId session, ModelId model, const To
   return found->lease;
 }
 
-ModelSpec World::Spec(const std::string& name) {
+ModelSpec World::Spec(const std::string& name, uint32_t shards) {
   ModelSpec spec;
   spec.name = name;
   spec.layers = 1;
-  spec.kv_heads = 1;
-  spec.head_dim = 8;
+  spec.kv_heads = shards;
+  spec.head_dim = 128;
   spec.dtype = DType::kF32;
   spec.block_tokens = kBlockTokens;
+  spec.shards = shards;
   return spec;
 }
 

@@ -2,7 +2,8 @@
 // and slots that hold a number in place of a block.
 //
 // A block's content is a hash of its model and of every token up to its end, so a slot that
-// holds the wrong block is seen at once.
+// holds the wrong block is seen at once. A block of several shards has a content for each, which
+// take 4 KiB each: in GPU at the same slot of each rank, in HOST and on NVMe one behind the other.
 #pragma once
 
 #include <deque>
@@ -11,6 +12,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "server/cache/cache.h"
@@ -44,9 +46,16 @@ class SteppedMover final : public Mover {
   struct NvmeSlot {
     uint32_t bytes = 0;
     BlockRecord record;
-    uint64_t content = 0;
+    uint64_t content = 0;  // of the first shard
     bool torn = false;
+    std::vector<uint64_t> others = {};  // of the other shards
   };
+  // Of the 4 KiB at `slot` of one memory; HOST's rank is 0.
+  using Place = std::tuple<Tier, uint32_t, Slot>;
+  static Place PlaceOf(SlotRef ref, uint32_t rank) {
+    if (ref.tier == Tier::kGpu) return {ref.tier, rank, ref.slot};
+    return {ref.tier, 0, Slot(ref.slot.number() + rank)};
+  }
 
   explicit SteppedMover(uint64_t seed) : random_(seed) {}
   void set_done(DoneFn done) { done_ = std::move(done); }
@@ -65,12 +74,13 @@ class SteppedMover final : public Mover {
   // Everything in memory is gone, moves under way too; what NVMe holds stays.
   void Crash();
 
-  std::map<std::pair<Tier, Slot>, uint64_t> memory;  // GPU and HOST
+  std::map<Place, uint64_t> memory;  // GPU and HOST
   std::map<Slot, NvmeSlot> nvme;
   Faults faults;
   uint64_t raises = 0;
 
  private:
+  void WriteNvme(const MoveJob& job);
   bool Chance(int percent) { return percent > 0 && static_cast<int>(random_() % 100) < percent; }
 
   std::mt19937_64 random_;
@@ -78,17 +88,18 @@ class SteppedMover final : public Mover {
   std::deque<MoveJob> jobs_;
 };
 
-// One cache, its mover, and a model of `block_tokens` = 4 and one slot = 4 KiB.
+// One cache, its mover, and models of `block_tokens` = 4 and slots of 4 KiB a shard.
 class World {
  public:
   struct Sizes {
-    uint64_t gpu = 0;  // slots
+    uint64_t gpu = 0;  // slots, of each rank
     uint64_t host = 0;
     uint64_t nvme = 0;
     uint64_t low_water = 0;  // slots, GPU and HOST
     uint64_t slab = 0;       // slots; 0: a slab is the tier
     uint32_t background_moves = 64;  // at most, a tier pair
     WriteBudget::Limits nvme_writes = {};
+    uint32_t gpu_ranks = 1;
   };
   World(const Sizes& sizes, uint64_t seed);
 
@@ -100,7 +111,7 @@ class World {
 
   // Writes the content of blocks [position, ..) of `prompt` into the slots of reserved runs.
   void Fill(ModelId model, const std::vector<SlotRun>& runs, const Tokens& prompt);
-  // Empty when every GPU and HOST slot of the runs holds exactly its block.
+  // Empty when every GPU and HOST slot of the runs holds exactly its block, for each rank.
   std::string WrongBytes(ModelId model, const std::vector<SlotRun>& runs, const Tokens& prompt);
   static uint64_t Content(ModelId model, const Tokens& prompt, uint32_t block);
 
@@ -109,8 +120,9 @@ class World {
   std::optional<PrefetchUpdate> PrefetchAll(SessionId session, LeaseId lease,
                                             std::optional<Tier> tier);
 
-  static ModelSpec Spec(const std::string& name);
+  static ModelSpec Spec(const std::string& name, uint32_t shards = 1);
   static constexpr uint32_t kBlockTokens = 4;
+  static constexpr uint32_t kPartBytes = 4096;  // of a block, a shard
 
   FakeClock clock;
   SteppedMover mover;

@@ -36,8 +36,11 @@ struct Driver {
   }
 
   void Open() {
-    for (const char* name : {"one", "two"}) {
-      models.push_back(world.cache().OpenModel(World::Spec(name))->id);
+    // One shard as ever; or two and as many as there are ranks.
+    const bool sharded = world.sizes.gpu_ranks > 1;
+    for (const auto& [name, shards] :
+         {std::pair("one", 1u), {"two", sharded ? 2u : 1u}, {"four", world.sizes.gpu_ranks}}) {
+      models.push_back(world.cache().OpenModel(World::Spec(name, shards))->id);
     }
     sessions = {*world.cache().OpenSession("a"), *world.cache().OpenSession("b")};
   }
@@ -67,7 +70,7 @@ struct Driver {
   }
 
   void Lookup() {
-    Held held{sessions[Pick(2)], 0, models[Pick(2)], RandomPrompt(), 0, {}, {}};
+    Held held{sessions[Pick(2)], 0, models[Pick(models.size())], RandomPrompt(), 0, {}, {}};
     LookupOptions options;
     if (Pick(8) == 0) options.prefill_tokens_per_second = 1e6;
     auto result = world.cache().Lookup(held.session, held.model, held.prompt, options);
@@ -284,6 +287,7 @@ World::Sizes RandomSizes(std::mt19937_64& random) {
   sizes.nvme = sizes.host == 0 || random() % 4 == 0 ? 0 : 10 + random() % 80;
   sizes.low_water = random() % 8;
   sizes.slab = random() % 3 == 0 ? 5 : 0;
+  sizes.gpu_ranks = random() % 2 == 0 ? 4 : 1;
   return sizes;
 }
 

@@ -50,6 +50,7 @@ TEST(Config, Standards) {
   EXPECT_EQ(config.handover_socket, "/run/larder/larderd.sock.handover");
   EXPECT_EQ(config.socket_mode, 0660u);
   EXPECT_EQ(config.gpu, GpuBackend::kNone);
+  EXPECT_EQ(config.gpu_ranks, 1u);
   EXPECT_EQ(config.host_bytes, uint64_t{1} << 30);
   EXPECT_EQ(config.nvme_dir, "");
   EXPECT_EQ(config.metrics, "");
@@ -59,7 +60,8 @@ TEST(Config, Standards) {
 TEST(Config, Flags) {
   const CommandLine result =
       Parse({"--listen=unix:/tmp/a.sock", "--listen", "127.0.0.1:0", "--socket-mode=600",
-             "--gpu=emulated", "--gpu-bytes=64MiB", "--host-bytes=1048577", "--nvme-dir=/data",
+             "--gpu=emulated", "--gpu-bytes=64MiB", "--gpu-ranks=4", "--host-bytes=1048577",
+             "--nvme-dir=/data",
              "--nvme-bytes=2GiB", "--nvme-write-limit=200MiB", "--nvme-write-limit-day=2TiB",
              "--low-water=10%", "--metrics=127.0.0.1:9600",
              "--drain-timeout=1m30s", "--log-level=debug", "--log-json", "--prefault-threads=3",
@@ -71,6 +73,7 @@ TEST(Config, Flags) {
   EXPECT_EQ(config.socket_mode, 0600u);
   EXPECT_EQ(config.gpu, GpuBackend::kEmulated);
   EXPECT_EQ(config.gpu_bytes, uint64_t{64} << 20);
+  EXPECT_EQ(config.gpu_ranks, 4u);
   EXPECT_EQ(config.host_bytes, uint64_t{1} << 20) << "rounded down to 4 KiB";
   EXPECT_EQ(config.nvme_bytes, uint64_t{2} << 30);
   EXPECT_EQ(config.nvme_write_limit, uint64_t{200} << 20);
@@ -132,6 +135,11 @@ TEST(Config, BadVariablesToo) {
 TEST(Config, SettingsMustFitTogether) {
   ExpectMistake({"--gpu=emulated"}, {"--gpu-bytes", "needed with --gpu=emulated"});
   ExpectMistake({"--gpu-bytes=64MiB"}, {"'64 MiB'", "allowed only with --gpu=emulated"});
+  ExpectMistake({"--gpu-ranks=2"}, {"--gpu-ranks", "'2'", "allowed only with --gpu=emulated"});
+  for (const char* ranks : {"0", "17", "two"}) {
+    ExpectMistake({"--gpu=emulated", "--gpu-bytes=64MiB", std::string("--gpu-ranks=") + ranks},
+                  {"--gpu-ranks (LARDER_GPU_RANKS)", ranks, "1 to 16"});
+  }
   ExpectMistake({"--nvme-dir=/data"}, {"--nvme-bytes", "needed with --nvme-dir"});
   ExpectMistake({"--nvme-bytes=1GiB"}, {"allowed only with --nvme-dir"});
   ExpectMistake({"--nvme-write-limit=1GiB"}, {"'1 GiB'", "allowed only with --nvme-dir"});
@@ -165,7 +173,7 @@ TEST(Config, HelpNamesEverySetting) {
   EXPECT_EQ(result.err, "");
   for (const char* part :
        {"--listen",          "LARDER_LISTEN", "--insecure-tcp", "--socket-mode",
-        "--handover-socket", "--gpu",         "--gpu-bytes",    "--host-bytes",
+        "--handover-socket", "--gpu",         "--gpu-bytes",    "--gpu-ranks",   "--host-bytes",
         "--nvme-dir",        "--nvme-bytes",  "--low-water",    "--metrics",
         "--drain-timeout",   "--log-level",   "--log-json",     "--prefault-threads",
         "--models-max",      "--version",     "[1GiB]",         "Example:"}) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "proto/larder/v1/handover.h"
 #include "server/rpc/status.h"
 #include "test_server.h"
 
@@ -27,7 +28,7 @@ TEST(Convert, RunsBecomeArenaAndOffsets) {
   EXPECT_EQ(out[0].arena(), 0u);
   EXPECT_EQ(out[0].offsets(0), 0u);
   EXPECT_EQ(out[0].offsets(1), 8192u);
-  EXPECT_EQ(out[1].arena(), 1u);
+  EXPECT_EQ(out[1].arena(), wire::kHostArena);
   EXPECT_EQ(out[1].position(), 2u);
   EXPECT_EQ(out[1].offsets(0), 4096u);
   EXPECT_EQ(out[2].blocks(), 2u);

@@ -5,8 +5,9 @@
 
 namespace larder {
 
-TestMover::TestMover(std::array<std::span<std::byte>, 2> arenas, CacheLink& link)
-    : arenas_(arenas), link_(link), thread_([this] { Run(); }) {}
+TestMover::TestMover(std::vector<std::span<std::byte>> gpus, std::span<std::byte> host,
+                     CacheLink& link)
+    : gpus_(std::move(gpus)), host_(host), link_(link), thread_([this] { Run(); }) {}
 
 TestMover::~TestMover() {
   {
@@ -46,18 +47,25 @@ absl::Status TestMover::Copy(const MoveJob& job) {
   if (const auto it = failures_.find(job.from.tier); it != failures_.end() && !it->second.ok()) {
     return it->second;
   }
-  const auto memory = [this](SlotRef ref) {
-    return arenas_[Index(ref.tier)].data() + ref.slot.offset();
-  };
+  const auto host = [this](SlotRef ref) { return host_.data() + ref.slot.offset(); };
   if (job.to.tier == Tier::kNvme) {
-    const std::byte* const from = memory(job.from);
+    const std::byte* const from = host(job.from);
     nvme_[job.to.slot.number()].assign(from, from + job.bytes);
-  } else if (job.from.tier == Tier::kNvme) {
+    return absl::OkStatus();
+  }
+  if (job.from.tier == Tier::kNvme) {
     const std::vector<std::byte>& from = nvme_[job.from.slot.number()];
     if (from.size() != job.bytes) return absl::DataLossError("not the block asked for");
-    std::memcpy(memory(job.to), from.data(), job.bytes);
-  } else {
-    std::memcpy(memory(job.to), memory(job.from), job.bytes);
+    std::memcpy(host(job.to), from.data(), job.bytes);
+    return absl::OkStatus();
+  }
+  const uint32_t part = job.bytes / job.shards;
+  for (uint32_t rank = 0; rank < job.shards; ++rank) {
+    const auto at = [&](SlotRef ref) {
+      return ref.tier == Tier::kHost ? host(ref) + rank * part
+                                     : gpus_[rank].data() + ref.slot.offset();
+    };
+    std::memcpy(at(job.to), at(job.from), part);
   }
   return absl::OkStatus();
 }

@@ -3,7 +3,6 @@
 // Thread safety: thread-safe. Completions come on its own thread.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <deque>
 #include <map>
@@ -19,8 +18,8 @@ namespace larder {
 
 class TestMover final : public Mover {
  public:
-  // GPU and HOST are given; NVME is a map of its own.
-  TestMover(std::array<std::span<std::byte>, 2> arenas, CacheLink& link);
+  // GPU, by rank, and HOST are given; NVME is a map of its own.
+  TestMover(std::vector<std::span<std::byte>> gpus, std::span<std::byte> host, CacheLink& link);
   ~TestMover() override;
 
   absl::Status Submit(const MoveJob& job) override;
@@ -44,7 +43,8 @@ class TestMover final : public Mover {
   }
   bool Idle() const ABSL_SHARED_LOCKS_REQUIRED(mu_) { return jobs_.empty() && !running_; }
 
-  const std::array<std::span<std::byte>, 2> arenas_;
+  const std::vector<std::span<std::byte>> gpus_;
+  const std::span<std::byte> host_;
   CacheLink& link_;
   std::atomic<uint64_t> raises_ = 0;
 

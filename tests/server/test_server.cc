@@ -11,6 +11,7 @@
 namespace larder {
 namespace {
 
+constexpr uint64_t kGpuRanks = 2;
 constexpr uint64_t kGpuBlocks = 8;
 constexpr uint64_t kHostBlocks = 32;
 constexpr uint64_t kNvmeBlocks = 64;
@@ -29,6 +30,7 @@ Cache::Options CacheOptions(bool nvme) {
   options.tiers[Index(Tier::kGpu)] = tier(kGpuBlocks);
   options.tiers[Index(Tier::kHost)] = tier(kHostBlocks);
   if (nvme) options.tiers[Index(Tier::kNvme)] = tier(kNvmeBlocks);
+  options.gpu_ranks = kGpuRanks;
   options.first_id = 1000;
   return options;
 }
@@ -60,12 +62,16 @@ std::string BlockData(uint32_t blocks, uint32_t seed, uint32_t position) {
   return data;
 }
 
-TestServer::TestServer(bool nvme) : memory_((kGpuBlocks + kHostBlocks) * kBlockBytes) {
-  std::array<std::span<std::byte>, 2> arenas;
-  arenas[0] = std::span(memory_).first(kGpuBlocks * kBlockBytes);
-  arenas[1] = std::span(memory_).subspan(kGpuBlocks * kBlockBytes);
+TestServer::TestServer(bool nvme)
+    : memory_((kGpuRanks * kGpuBlocks + kHostBlocks) * kBlockBytes) {
+  std::vector<std::span<std::byte>> gpus;
+  for (uint64_t rank = 0; rank < kGpuRanks; ++rank) {
+    gpus.push_back(std::span(memory_).subspan(rank * kGpuBlocks * kBlockBytes,
+                                              kGpuBlocks * kBlockBytes));
+  }
+  const auto host = std::span(memory_).subspan(kGpuRanks * kGpuBlocks * kBlockBytes);
   clock_ = std::make_unique<SteadyClock>();
-  mover_ = std::make_unique<TestMover>(arenas, link_);
+  mover_ = std::make_unique<TestMover>(gpus, host, link_);
   cache_ = std::make_unique<Cache>(CacheOptions(nvme), *clock_, *mover_, MakeLruPolicy());
   link_.Connect(cache_.get());
   sessions_ = std::make_unique<Sessions>(*cache_, [this](SessionId id) { return PeerOf(id); });
@@ -76,7 +82,8 @@ TestServer::TestServer(bool nvme) : memory_((kGpuBlocks + kHostBlocks) * kBlockB
                                                         .handover_socket = "/test.handover",
                                                         .version = "test",
                                                         .started = absl::Now(),
-                                                        .arenas = arenas,
+                                                        .gpus = gpus,
+                                                        .host = host,
                                                         .describe_tiers = nullptr});
   context_->describe_tiers = [] { return std::array<TierDescription, kTierCount>{}; };
   auto rpc = RpcServer::Start(*context_, {});

@@ -1,7 +1,7 @@
 // TestServer: both services over a real cache, in this process.
 //
-// 8 GPU, 32 HOST and 64 NVME blocks of 4 KiB; no socket, no thread that a test did not ask
-// for, except the mover's.
+// 8 GPU blocks in each of two ranks, 32 HOST and 64 NVME blocks of 4 KiB; no socket, no thread
+// that a test did not ask for, except the mover's.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -43,8 +43,10 @@ class TestServer {
   Sessions& sessions() { return *sessions_; }
   RpcServer& rpc() { return *rpc_; }
   CallStats& calls() { return calls_; }
-  std::byte* At(const v1::Run& run, int i) {
-    return context_->arenas[run.arena()].data() + run.offsets(i);
+  // Rank `rank`'s part of a block of which each shard has kBlockBytes.
+  std::byte* At(const v1::Run& run, int i, uint32_t rank = 0) {
+    if (run.tier() == v1::TIER_GPU) return context_->gpus[rank].data() + run.offsets(i);
+    return context_->host.data() + run.offsets(i) + rank * kBlockBytes;
   }
 
   // Plays the hand-over: a process has the arenas, or is gone.

@@ -93,19 +93,25 @@ TEST(Validate, Put) {
 }
 
 TEST(Validate, PutInline) {
+  Model model;
+  model.block_bytes = 100;
+  model.spec.block_tokens = 16;
   v1::PutRequest request;
   request.mutable_tokens()->Resize(17, 1);
-  Expect(ValidateInline(request, 16, 100), "tokens: 17 given, whole blocks of 16 needed");
+  Expect(ValidateInline(request, model), "tokens: 17 given, whole blocks of 16 needed");
   request.mutable_tokens()->Resize(32, 1);
   request.set_data("abc");
-  Expect(ValidateInline(request, 16, 100), "data: 3 bytes given, 200 needed: 2 blocks of 100");
+  Expect(ValidateInline(request, model), "data: 3 bytes given, 200 needed: 2 blocks of 100");
   request.set_data(std::string(200, 'x'));
-  EXPECT_TRUE(ValidateInline(request, 16, 100).ok());
+  EXPECT_TRUE(ValidateInline(request, model).ok());
+  model.spec.shards = 4;
+  Expect(ValidateInline(request, model), "data: 200 bytes given, 800 needed: 2 blocks of 400");
+  model.spec.shards = 1;
   request.set_position(2);
-  Expect(ValidateInline(request, 16, 100),
+  Expect(ValidateInline(request, model),
          "prefix: 0 given, 32 tokens needed: position 2 times 16");
   request.set_position(0xFFFFFFFF);
-  EXPECT_FALSE(ValidateInline(request, 16, 100).ok());
+  EXPECT_FALSE(ValidateInline(request, model).ok());
 }
 
 TEST(Validate, TheRest) {

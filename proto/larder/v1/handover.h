@@ -48,10 +48,10 @@ struct HandoverRequest {
 static_assert(sizeof(HandoverRequest) == 24);
 
 struct HandoverArena {
-  uint32_t arena = 0;  // Run.arena: the index that runs refer to
+  uint32_t arena = 0;  // the index that runs refer to: Run.arena + rank for GPU, Run.arena for HOST
   uint32_t tier = 0;   // larder.v1.Tier
   uint32_t kind = 0;   // HandoverArenaKind
-  uint32_t rank = 0;   // GPU: whose memory this is; arena `rank`. HOST: 0, all ranks' parts
+  uint32_t rank = 0;   // GPU: whose memory this is. HOST: 0, it holds the parts of all ranks
   uint64_t bytes = 0;  // of the whole arena; offsets of runs are below it
   uint8_t device_uuid[16] = {};
   uint8_t ipc_handle[64] = {};
@@ -59,7 +59,8 @@ struct HandoverArena {
 static_assert(sizeof(HandoverArena) == 104);
 
 inline constexpr int kGpuRanksMax = 16;
-inline constexpr int kHandoverArenasMax = kGpuRanksMax + 1;  // and HOST
+inline constexpr int kHandoverArenasMax = kGpuRanksMax + 1;  // GPU: 0 + rank, and HOST
+inline constexpr uint32_t kHostArena = kGpuRanksMax;
 
 struct HandoverReply {
   uint64_t magic = kHandoverMagic;
