@@ -193,7 +193,7 @@ class Cache {
   };
   struct Options {
     std::array<TierOptions, kTierCount> tiers;
-    uint32_t gpu_ranks = 1;  // memories of tiers[GPU].bytes each; a model has at most so many shards
+    uint32_t gpu_ranks = 1;  // memories of tiers[GPU].bytes each: a model's shards at most
     uint64_t first_id = 1;  // of sessions and leases; random at each boot
     uint32_t models_max = 64;
     uint32_t sessions_max = 4096;
@@ -201,6 +201,7 @@ class Cache {
     uint32_t prefetches_per_lease_max = 64;  // under way
     uint32_t flushes_max = 1024;             // under way, of all leases
     uint32_t background_moves_max = 64;  // in flight at a time, a tier pair
+    uint32_t flush_moves_max = 256;      // the same of what flushes wait for
     WriteBudget::Limits nvme_writes;     // what the drive is to endure
   };
 
@@ -425,6 +426,7 @@ class Cache {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Progress WriteNode(ModelState& model, TreeNode* node, uint32_t from, uint32_t end,
                      MoveClass move_class, bool* waiting) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool MayStart(const Hop& hop, MoveClass move_class) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Progress WriteBlock(ModelState& model, TreeNode* node, uint32_t index, MoveClass move_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Progress BringDown(ModelState& model, const Cursor& cursor, uint32_t position,

@@ -199,14 +199,19 @@ Cache::Progress Cache::WriteNode(ModelState& model, TreeNode* node, uint32_t fro
   return progress;
 }
 
+// Whether one more move down may be under way. A flush of a long path goes on when one of its
+// moves has ended, so that no hold of the mutex starts all of them.
+bool Cache::MayStart(const Hop& hop, MoveClass move_class) const {
+  if (hop.refused) return false;
+  return move_class == MoveClass::kBackground
+             ? hop.background < options_.background_moves_max
+             : hop.in_flight - hop.background < options_.flush_moves_max;
+}
+
 // One HOST block to NVME; the block before it is durable or on its way there.
 Cache::Progress Cache::WriteBlock(ModelState& model, TreeNode* node, uint32_t index,
                                   MoveClass move_class) {
-  const Hop& hop = HopOf(Tier::kHost, Tier::kNvme);
-  if (hop.refused || (move_class == MoveClass::kBackground &&
-                      hop.background >= options_.background_moves_max)) {
-    return Progress::kBlocked;
-  }
+  if (!MayStart(HopOf(Tier::kHost, Tier::kNvme), move_class)) return Progress::kBlocked;
   Slot parent;
   const TreeNode* before_node = index > 0 ? node : node->parent;
   if (before_node->parent != nullptr) {
@@ -251,10 +256,7 @@ Cache::Progress Cache::BringDown(ModelState& model, const Cursor& cursor, uint32
   const Hop& hop = HopOf(Tier::kGpu, Tier::kHost);
   // It could go no further.
   if (!WithinBudget(model) || !s_->nvme.MayClaim(model.pool[2])) return Progress::kBlocked;
-  if (hop.refused || (move_class == MoveClass::kBackground &&
-                      hop.background >= options_.background_moves_max)) {
-    return Progress::kBlocked;
-  }
+  if (!MayStart(hop, move_class)) return Progress::kBlocked;
   Slot slot = TakeSlot(model, Tier::kHost, /*drop_dirty=*/false);
   if (!slot && hop.in_flight == 0 && HopOf(Tier::kHost, Tier::kNvme).in_flight == 0) {
     // HOST is full of blocks that wait for this ancestor to be written first, and nothing

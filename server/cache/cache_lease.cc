@@ -20,7 +20,8 @@ absl::Status Cache::Exhausted(const ModelState& model, Tier tier, uint64_t block
   const bool per_rank = tier == Tier::kGpu && model.model.spec.shards > 1;
   return absl::ResourceExhaustedError(absl::StrCat(
       "tier ", TierText(tier), per_rank ? " (each rank): " : ": ", blocks, " blocks (",
-      blocks * stride, " bytes) asked for, ", slots.free(pool) * stride, " bytes free, and too much of the model's ",
+      blocks * stride, " bytes) asked for, ", slots.free(pool) * stride,
+      " bytes free, and too much of the model's ",
       slots.taken(pool) * stride, " bytes is pinned, reserved or moving"));
 }
 

@@ -110,7 +110,8 @@ void PutReactor::Poll() {
 
 void PutReactor::PublishFrom(uint32_t end) {
   const uint32_t first = request_.position();
-  const uint32_t past = first + static_cast<uint32_t>(request_.tokens_size()) / model_.spec.block_tokens;
+  const uint32_t tokens = static_cast<uint32_t>(request_.tokens_size());
+  const uint32_t past = first + tokens / model_.spec.block_tokens;
   if (end < first) {
     End(absl::FailedPreconditionError(absl::StrCat("prefix: ", first, " blocks given, ", end,
                                                    " of them are cached; put the others first")));
@@ -125,8 +126,8 @@ void PutReactor::PublishFrom(uint32_t end) {
 
 absl::StatusOr<LeaseState> PutReactor::Publish(uint32_t position) {
   Cache& cache = context_.cache;
-  const auto tokens =
-      ToSpan(request_.tokens()).subspan(size_t{position - request_.position()} * model_.spec.block_tokens);
+  const size_t before = size_t{position - request_.position()} * model_.spec.block_tokens;
+  const auto tokens = ToSpan(request_.tokens()).subspan(before);
   const absl::StatusOr<std::vector<SlotRun>> runs =
       cache.Reserve(hold_->session(), hold_->lease(), position,
                     static_cast<uint32_t>(tokens.size() / model_.spec.block_tokens), Tier::kHost);

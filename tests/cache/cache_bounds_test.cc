@@ -55,6 +55,28 @@ TEST(Bounds, PrefetchesUnderWayAreCounted) {
   EXPECT_TRUE(f.cache().Prefetch(f.session, lease, Tier::kGpu, [] {}).ok());
 }
 
+TEST(Bounds, AFlushOfALongPathStartsItsMovesAFewAtATime) {
+  const uint32_t most = Cache::Options().flush_moves_max;
+  for (const bool from_gpu : {false, true}) {
+    Fixture f({.gpu = from_gpu ? 3 * most : 0, .host = 3 * most, .nvme = 3 * most,
+               .background_moves = 0});
+    const LeaseId lease = f.Hold(Prompt("p", 2 * most + 10));
+    EXPECT_TRUE(f.world.mover.idle());
+    int done = 0;
+    ASSERT_TRUE(f.cache().Flush(f.session, lease, [&](absl::Status) { ++done; }).ok());
+    EXPECT_EQ(f.world.mover.queued(), most);
+    size_t queued = most;
+    while (f.world.mover.Step()) {
+      // One has ended: of each tier pair one may start.
+      EXPECT_LE(f.world.mover.queued(), queued + 1);
+      queued = f.world.mover.queued();
+      ASSERT_LE(queued, 2 * most) << "two tier pairs";
+    }
+    EXPECT_EQ(done, 1);
+    EXPECT_EQ(f.world.mover.nvme.size(), 2 * most + 10);
+  }
+}
+
 TEST(Bounds, AFlushEndsWhenTheLeaseIsMovedBackToWhatIsDurable) {
   Fixture f({.host = 8, .nvme = 16});
   const LeaseId lease = f.Hold(Prompt("p", 4));

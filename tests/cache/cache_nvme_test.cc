@@ -335,7 +335,10 @@ TEST(Nvme, AfterARestartTheOldestRecordsGoFirst) {
 }
 
 TEST(Nvme, WritesStayWithinTheirLimitAndWhatMustLeaveIsForgottenAndCounted) {
-  Fixture f({.host = 8, .nvme = 64, .low_water = 2, .nvme_writes = {.bytes_per_day = 5 * World::kPartBytes}});
+  Fixture f({.host = 8,
+             .nvme = 64,
+             .low_water = 2,
+             .nvme_writes = {.bytes_per_day = 5 * World::kPartBytes}});
   for (int i = 0; i < 6; ++i) {
     f.Store(Prompt("p" + std::to_string(i), 3));
     ASSERT_TRUE(f.world.Settle());
