@@ -91,11 +91,20 @@ absl::StatusOr<std::vector<TraceRequest>> ReadTrace(const std::string& path,
   std::ifstream file(path);
   if (!file) return CannotOpen(path, errno);
   std::vector<TraceRequest> requests;
-  std::string line;
+  // Into memory of a fixed size: a line of a device need not end.
+  std::vector<char> buffer(kTraceLineBytesMax + 1);
   uint64_t line_number = 0;
   uint64_t index = 0;
-  while (requests.size() < selection.limit && std::getline(file, line)) {
+  while (requests.size() < selection.limit) {
+    file.getline(buffer.data(), static_cast<std::streamsize>(buffer.size()));
     ++line_number;
+    if (static_cast<uint64_t>(file.gcount()) == kTraceLineBytesMax && file.fail()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ":", line_number, ": a line of more than ", kTraceLineBytesMax, " bytes"));
+    }
+    if (file.fail()) break;
+    const size_t bytes = static_cast<size_t>(file.gcount()) - (file.eof() ? 0 : 1);
+    const std::string_view line(buffer.data(), bytes);
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     absl::StatusOr<TraceRequest> request = ParseTraceLine(line);
     if (!request.ok()) {

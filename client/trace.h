@@ -38,6 +38,7 @@ struct TraceSelection {
 };
 
 inline constexpr uint32_t kTraceBlocksMax = 65'536;  // ids in one request
+inline constexpr uint64_t kTraceLineBytesMax = 4 << 20;
 
 // One line. INVALID_ARGUMENT says what is wrong with it, without naming the line.
 absl::StatusOr<TraceRequest> ParseTraceLine(std::string_view line);

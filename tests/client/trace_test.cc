@@ -77,6 +77,20 @@ TEST(ReadTrace, SelectsAndKeepsIndexes) {
   EXPECT_EQ(requests->front().block_ids, std::vector<uint32_t>{2});
 }
 
+TEST(ReadTrace, ALineHasABound) {
+  EXPECT_EQ(ReadTrace("/dev/zero").status(),
+            absl::InvalidArgumentError("/dev/zero:1: a line of more than 4194304 bytes"));
+  std::string line = "{\"hash_ids\": [1]}";
+  line.resize(kTraceLineBytesMax, ' ');
+  absl::StatusOr<std::vector<TraceRequest>> requests =
+      ReadTrace(WriteFile("long.jsonl", line + "\n{\"hash_ids\": [2]}"));
+  ASSERT_TRUE(requests.ok()) << requests.status();
+  EXPECT_EQ(requests->size(), 2u);
+  const std::string path = WriteFile("longer.jsonl", line + " \n");
+  EXPECT_EQ(ReadTrace(path).status(),
+            absl::InvalidArgumentError(path + ":1: a line of more than 4194304 bytes"));
+}
+
 TEST(ReadTrace, NamesAFileThatIsNotThere) {
   const absl::Status status = ReadTrace("/nowhere/trace.jsonl").status();
   EXPECT_EQ(status, absl::NotFoundError("/nowhere/trace.jsonl: No such file or directory"));
