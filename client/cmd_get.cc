@@ -48,8 +48,13 @@ absl::StatusOr<File> OpenOutput(const std::string& path) {
 // Takes chunks in order, writes them, and checks whole blocks against what --fill puts.
 class Sink {
  public:
-  Sink(std::FILE* file, std::vector<uint64_t> seeds, uint64_t block_bytes, uint32_t position)
-      : file_(file), seeds_(std::move(seeds)), block_bytes_(block_bytes), position_(position) {}
+  Sink(std::FILE* file, std::vector<uint64_t> seeds, const v1::Model& model, uint32_t position)
+      : file_(file),
+        seeds_(std::move(seeds)),
+        part_bytes_(model.block_bytes()),
+        shards_(Shards(model)),
+        block_bytes_(WholeBlockBytes(model)),
+        position_(position) {}
 
   absl::Status Take(const v1::DownloadChunk& chunk) {
     if (chunk.position() != position_ || chunk.offset() != block_.size() ||
@@ -74,9 +79,10 @@ class Sink {
 
  private:
   absl::Status FinishBlock() {
-    if (!seeds_.empty()) {
-      bytes_wrong_ +=
-          WrongBytes(seeds_[position_], std::as_bytes(std::span(block_.data(), block_.size())));
+    const auto block = std::as_bytes(std::span(block_.data(), block_.size()));
+    for (uint32_t rank = 0; rank < shards_ && !seeds_.empty(); ++rank) {
+      bytes_wrong_ += WrongBytes(PartSeed(seeds_[position_], rank),
+                                 block.subspan(rank * part_bytes_, part_bytes_));
     }
     if (std::fwrite(block_.data(), 1, block_.size(), file_) != block_.size()) return WriteError();
     block_.clear();
@@ -91,7 +97,9 @@ class Sink {
 
   std::FILE* const file_;
   const std::vector<uint64_t> seeds_;  // empty: not checked
-  const uint64_t block_bytes_;
+  const uint64_t part_bytes_;
+  const uint32_t shards_;
+  const uint64_t block_bytes_;  // of all parts
   std::string block_;
   uint32_t position_;
   uint32_t blocks_ = 0;
@@ -140,8 +148,7 @@ int RunGet(const Invocation& invocation, const GetFlags& flags) {
   const uint64_t wanted = flags.count == 0 ? after : std::min(flags.count, after);
   std::vector<uint64_t> seeds;
   if (flags.verify) seeds = BlockSeeds(model.model_id(), prompt->tokens, model.block_tokens());
-  Sink sink(file->get(), std::move(seeds), model.block_bytes(),
-            static_cast<uint32_t>(flags.position));
+  Sink sink(file->get(), std::move(seeds), model, static_cast<uint32_t>(flags.position));
   absl::Status got;
   {
     Progress progress("get", wanted);
@@ -154,7 +161,7 @@ int RunGet(const Invocation& invocation, const GetFlags& flags) {
   }
   if (got.ok()) got = sink.Finish();
   if (!got.ok()) return Fail(invocation, kCommand, got);
-  Report(invocation, flags, sink, wanted, model.block_bytes());
+  Report(invocation, flags, sink, wanted, WholeBlockBytes(model));
   return sink.blocks() == wanted && sink.bytes_wrong() == 0 ? kOk : kFailed;
 }
 

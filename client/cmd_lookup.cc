@@ -25,7 +25,7 @@ void PrintLookup(const v1::LookupPrefixResponse& found, const Prompt& prompt) {
   Table table({"TIER", ">POSITION", ">BLOCKS", ">BYTES"});
   for (const v1::Run& run : found.runs()) {
     table.AddRow({TierName(run.tier()), FormatCount(run.position()), FormatCount(run.blocks()),
-                  FormatBytes(run.blocks() * prompt.model.block_bytes())});
+                  FormatBytes(run.blocks() * WholeBlockBytes(prompt.model))});
   }
   if (!table.empty()) std::printf("\n%s", table.Render().c_str());
   if (found.restore().bytes() != 0) {

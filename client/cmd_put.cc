@@ -39,31 +39,34 @@ class Source {
  public:
   static absl::StatusOr<Source> Open(const PutFlags& flags, const Prompt& prompt) {
     Source source;
-    source.block_bytes_ = prompt.model.block_bytes();
+    source.part_bytes_ = prompt.model.block_bytes();
+    source.shards_ = Shards(prompt.model);
     if (flags.fill) {
       source.seeds_ =
           BlockSeeds(prompt.model.model_id(), prompt.tokens, prompt.model.block_tokens());
       return source;
     }
-    const uint64_t expected = prompt.blocks() * source.block_bytes_;
+    const uint64_t expected = prompt.blocks() * WholeBlockBytes(prompt.model);
     absl::StatusOr<std::string> data = ReadFile("--data", flags.data, expected);
     if (!data.ok()) return data.status();
     if (data->size() != expected) {
       return absl::InvalidArgumentError(
           absl::StrCat("--data: \"", flags.data, "\" has ", data->size(), " bytes, must have ",
-                       expected, ": ", prompt.blocks(), " blocks of ", source.block_bytes_));
+                       expected, ": ", prompt.blocks(), " blocks of ", WholeBlockBytes(prompt.model)));
     }
     source.data_ = *std::move(data);
     return source;
   }
 
-  void Write(uint32_t position, std::span<std::byte> block) const {
-    if (!seeds_.empty()) return FillBlock(seeds_[position], block);
-    std::memcpy(block.data(), data_.data() + position * block_bytes_, block.size());
+  void Write(uint32_t position, uint32_t rank, std::span<std::byte> part) const {
+    if (!seeds_.empty()) return FillBlock(PartSeed(seeds_[position], rank), part);
+    const uint64_t parts_before = uint64_t{position} * shards_ + rank;
+    std::memcpy(part.data(), data_.data() + parts_before * part_bytes_, part.size());
   }
 
  private:
-  uint64_t block_bytes_ = 0;
+  uint64_t part_bytes_ = 0;
+  uint32_t shards_ = 1;
   std::string data_;
   std::vector<uint64_t> seeds_;
 };
@@ -79,20 +82,23 @@ absl::StatusOr<v1::LeaseState> PutInPlace(Lease& lease, const Prompt& prompt, co
                                           uint32_t count_max) {
   absl::StatusOr<uint32_t> count = lease.ReserveUpTo(count_max);
   if (!count.ok()) return count.status();
-  for (uint32_t i = 0; i < *count; ++i) {
-    absl::StatusOr<std::span<std::byte>> block = lease.Reserved(lease.end() + i);
-    if (!block.ok()) return block.status();
-    source.Write(lease.end() + i, *block);
+  for (uint32_t i = 0; i < *count * lease.shards(); ++i) {
+    const uint32_t position = lease.end() + i / lease.shards();
+    const uint32_t rank = i % lease.shards();
+    absl::StatusOr<std::span<std::byte>> part = lease.Reserved(position, rank);
+    if (!part.ok()) return part.status();
+    source.Write(position, rank, *part);
   }
   return lease.Put(TokensOf(prompt, lease.end(), *count));
 }
 
 absl::StatusOr<v1::LeaseState> PutOverWire(Lease& lease, const Prompt& prompt, const Source& source,
                                            uint32_t count) {
-  const uint64_t block_bytes = prompt.model.block_bytes();
-  std::vector<std::byte> data(count * block_bytes);
-  for (uint32_t i = 0; i < count; ++i) {
-    source.Write(lease.end() + i, std::span(data).subspan(i * block_bytes, block_bytes));
+  const uint64_t part_bytes = lease.block_bytes();
+  std::vector<std::byte> data(count * WholeBlockBytes(prompt.model));
+  for (uint32_t i = 0; i < count * lease.shards(); ++i) {
+    source.Write(lease.end() + i / lease.shards(), i % lease.shards(),
+                 std::span(data).subspan(i * part_bytes, part_bytes));
   }
   return lease.PutInline(TokensOf(prompt, lease.end(), count), data);
 }
@@ -114,7 +120,7 @@ absl::StatusOr<Outcome> PutMissing(const Invocation& invocation, const PutFlags&
   if (!lease.ok()) return lease.status();
   Outcome outcome = {prompt.blocks(), lease->end(), 0};
   const uint64_t inline_blocks =
-      std::max<uint64_t>(1, kInlineBytesMax / std::max<uint64_t>(1, prompt.model.block_bytes()));
+      std::max<uint64_t>(1, kInlineBytesMax / std::max<uint64_t>(1, WholeBlockBytes(prompt.model)));
   const uint32_t step =
       flags.inline_bytes ? static_cast<uint32_t>(inline_blocks) : kReserveBlocksMax;
   Progress progress("put", outcome.blocks);
@@ -152,7 +158,8 @@ int RunPut(const Invocation& invocation, const PutFlags& flags) {
   const uint32_t put = outcome->blocks - outcome->cached_before;
   if (invocation.json) {
     std::puts(Dump({{"model_id", FormatId(prompt->model.model_id())},
-                    {"block_bytes", prompt->model.block_bytes()},
+                    {"block_bytes", WholeBlockBytes(prompt->model)},
+                    {"shards", Shards(prompt->model)},
                     {"blocks", outcome->blocks},
                     {"cached_before", outcome->cached_before},
                     {"put", put},
@@ -161,7 +168,7 @@ int RunPut(const Invocation& invocation, const PutFlags& flags) {
   } else {
     std::printf("put %s of %s blocks (%s); %s were cached already; %s are durable\n",
                 FormatCount(put).c_str(), FormatCount(outcome->blocks).c_str(),
-                FormatBytes(put * prompt->model.block_bytes()).c_str(),
+                FormatBytes(put * WholeBlockBytes(prompt->model)).c_str(),
                 FormatCount(outcome->cached_before).c_str(), FormatCount(outcome->durable).c_str());
   }
   return kOk;
@@ -175,7 +182,8 @@ void RegisterPut(CLI::App& app, Invocation& invocation) {
   const auto flags = std::make_shared<PutFlags>();
   flags->prompt.AddTo(*put);
   CLI::Option_group* const source = put->add_option_group("Bytes", "Exactly one of");
-  source->add_option("--data", flags->data, "File of all blocks' bytes in order; - is stdin")
+  source->add_option("--data", flags->data, "File of all blocks' bytes in order, of each block its shards' parts in "
+                     "order; - is stdin")
       ->type_name("FILE");
   source->add_flag("--fill", flags->fill,
                    "Derive them from model and tokens (get --verify checks those)");

@@ -35,6 +35,7 @@ struct SizeFlags {
   uint64_t mla_rope_dim = 0;
   v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // the config's, else bf16
   uint64_t block_tokens = 16;
+  uint64_t shards = 1;
   uint64_t batch = 1;
   uint64_t seq_len = 0;  // the config's, at most kSeqLenMax, else kSeqLenDefault
   std::string params;
@@ -49,11 +50,17 @@ struct Question {
   uint64_t params = 0;
   uint64_t weights_bytes = 0;
   uint64_t block_tokens = 0;
+  uint64_t shards = 1;
   uint64_t batch = 0;
   uint64_t seq_len = 0;
   uint64_t tier_bytes[3] = {};
 
-  uint32_t BlockBytes() const { return static_cast<uint32_t>(block_tokens * kv.TokenBytes()); }
+  // Of each rank: its heads, or the whole latent.
+  uint64_t RankTokenBytes() const { return kv.TokenBytes() / (kv.mla() ? 1 : shards); }
+  uint64_t RankBlockBytes() const { return block_tokens * RankTokenBytes(); }
+  // Of all ranks together: what HOST and NVME hold.
+  uint64_t BlockBytes() const { return shards * RankBlockBytes(); }
+  uint64_t SlotBytes(int tier) const { return tier == 0 ? RankBlockBytes() : BlockBytes(); }
   uint64_t BatchBytes(const KvShape& shape) const { return batch * seq_len * shape.TokenBytes(); }
 };
 
@@ -82,7 +89,12 @@ void Override(const SizeFlags& flags, ModelShape& model) {
 }
 
 absl::Status CheckBlock(const Question& question) {
-  const uint64_t bytes = question.block_tokens * question.kv.TokenBytes();
+  if (!question.kv.mla() && question.kv.kv_heads % question.shards != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-heads: ", question.kv.kv_heads,
+                                                   " given, must be a multiple of --shards, ",
+                                                   question.shards));
+  }
+  const uint64_t bytes = question.BlockBytes();
   if (bytes <= kBlockBytesMax) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--block-tokens: ", question.block_tokens,
                                                  " given, that makes blocks of ", bytes,
@@ -117,6 +129,7 @@ absl::StatusOr<Question> Ask(const SizeFlags& flags) {
   }
   question.weights_bytes = question.params * ElementBytes(weights_dtype);
   question.block_tokens = flags.block_tokens;
+  question.shards = flags.shards;
   question.batch = flags.batch;
   const uint64_t context = model.seq_len_max != 0 ? model.seq_len_max : kSeqLenDefault;
   question.seq_len = flags.seq_len != 0 ? flags.seq_len : std::min(context, kSeqLenMax);
@@ -145,6 +158,12 @@ void PrintSizes(const Question& q) {
   table.AddRow({absl::StrCat("a block and layer (", q.block_tokens, " tokens)"),
                 Exactly(q.block_tokens * q.kv.TokenLayerBytes())});
   table.AddRow({"a block", Exactly(q.BlockBytes())});
+  if (q.shards > 1) {
+    table.AddRow({absl::StrCat("a token, each of ", q.shards, " ranks"),
+                  Exactly(q.RankTokenBytes())});
+    table.AddRow({absl::StrCat("a block, each of ", q.shards, " ranks"),
+                  Exactly(q.RankBlockBytes())});
+  }
   table.AddRow({absl::StrCat(FormatCount(q.batch), " x ", FormatCount(q.seq_len), " tokens"),
                 Exactly(q.BatchBytes(q.kv))});
   if (q.params != 0) {
@@ -178,9 +197,12 @@ void PrintTiers(const Question& q) {
   Table table({"TIER", ">BYTES", ">BLOCKS", ">TOKENS", ">SEQUENCES"});
   for (int t = 0; t < 3; ++t) {
     if (q.tier_bytes[t] == 0) continue;
-    const uint64_t blocks = BlocksInTier(q.tier_bytes[t], q.BlockBytes());
+    const uint64_t blocks = BlocksInTier(q.tier_bytes[t], static_cast<uint32_t>(q.SlotBytes(t)));
     const uint64_t tokens = blocks * q.block_tokens;
-    table.AddRow({absl::AsciiStrToUpper(kTierNames[t]), FormatBytes(q.tier_bytes[t]),
+    const bool each = t == 0 && q.shards > 1;
+    table.AddRow({absl::AsciiStrToUpper(kTierNames[t]),
+                  absl::StrCat(each ? absl::StrCat(q.shards, " x ") : "",
+                               FormatBytes(q.tier_bytes[t])),
                   FormatCount(blocks), FormatCount(tokens), FormatCount(tokens / q.seq_len)});
   }
   if (!table.empty()) std::printf("\n%s", table.Render().c_str());
@@ -200,6 +222,9 @@ Json ToJson(const Question& q, const std::vector<HeadsVariant>& variants) {
                {"bytes_per_token", q.kv.TokenBytes()},
                {"bytes_per_block_layer", q.block_tokens * q.kv.TokenLayerBytes()},
                {"bytes_per_block", q.BlockBytes()},
+               {"shards", q.shards},
+               {"bytes_per_token_rank", q.RankTokenBytes()},
+               {"bytes_per_block_rank", q.RankBlockBytes()},
                {"bytes", q.BatchBytes(q.kv)}};
   if (q.params != 0) {
     json["params"] = q.params;
@@ -215,7 +240,7 @@ Json ToJson(const Question& q, const std::vector<HeadsVariant>& variants) {
   json["tiers"] = Json::array();
   for (int t = 0; t < 3; ++t) {
     if (q.tier_bytes[t] == 0) continue;
-    const uint64_t blocks = BlocksInTier(q.tier_bytes[t], q.BlockBytes());
+    const uint64_t blocks = BlocksInTier(q.tier_bytes[t], static_cast<uint32_t>(q.SlotBytes(t)));
     json["tiers"].push_back({{"tier", absl::AsciiStrToUpper(kTierNames[t])},
                              {"bytes", q.tier_bytes[t]},
                              {"blocks", blocks},
@@ -257,6 +282,8 @@ void RegisterSize(CLI::App& app, Invocation& invocation) {
            "Of K/V: f32, f16, bf16, f8_e4m3 or i8 (default the model's, else bf16)");
   AddNumber(*size, "--block-tokens", flags->block_tokens, 1, 1024,
             "Tokens in a block (default 16)");
+  AddNumber(*size, "--shards,--tensor-parallel", flags->shards, 1, 16,
+            "Tensor-parallel ranks (default 1): each has its part of a block in its own GPU");
   AddNumber(*size, "--batch", flags->batch, 1, kBatchMax, "Sequences at a time (default 1)");
   AddNumber(*size, "--seq-len", flags->seq_len, 1, kSeqLenMax,
             "Tokens in each (default the model's context, else 8192)");
@@ -265,7 +292,7 @@ void RegisterSize(CLI::App& app, Invocation& invocation) {
   for (int t = 0; t < 3; ++t) {
     AddBytes(*size, absl::StrCat("--", kTierNames[t], "-bytes"), flags->tier_bytes[t], 1,
              absl::StrCat("Size of the ", absl::AsciiStrToUpper(kTierNames[t]),
-                          " tier, to say what it holds"));
+                          " tier", t == 0 ? ", of each rank" : "", ", to say what it holds"));
   }
   size->callback([&invocation, flags] {
     invocation.run = [&invocation, flags] { return RunSize(invocation, *flags); };

@@ -15,12 +15,17 @@
 namespace larder::cli {
 namespace {
 
+// "4 x 64.0 MiB" where there are several: the other figures of that row are each one's.
+std::string Each(uint32_t count, uint64_t bytes) {
+  return count > 1 ? absl::StrCat(count, " x ", FormatBytes(bytes)) : FormatBytes(bytes);
+}
+
 std::string TierTable(const v1::Status& status) {
   Table table(
       {"TIER", "BACKEND", "HEALTH", ">USED", ">OF", ">PINNED", ">BLOCKS", ">HITS", ">EVICTIONS"});
   for (const v1::TierStatus& tier : status.tiers()) {
     table.AddRow({TierName(tier.tier()), tier.backend(), tier.health(),
-                  FormatBytes(tier.bytes_used()), FormatBytes(tier.bytes_total()),
+                  FormatBytes(tier.bytes_used()), Each(tier.ranks(), tier.bytes_total()),
                   FormatBytes(tier.bytes_pinned()), FormatCount(tier.blocks()),
                   FormatCount(tier.hits()), FormatCount(tier.evictions())});
   }
@@ -98,7 +103,7 @@ void PrintModels(const v1::ListModelsResponse& models) {
     const v1::Model& model = status.model();
     table.AddRow({FormatId(model.model_id()), model.spec().name(), model.spec().weights_revision(),
                   model.spec().lora(), Geometry(model.spec()), DTypeName(model.spec().dtype()),
-                  FormatCount(model.block_tokens()), FormatBytes(model.block_bytes()),
+                  FormatCount(model.block_tokens()), Each(Shards(model), model.block_bytes()),
                   FormatCount(status.tree_blocks()), Use(status, v1::TIER_GPU),
                   Use(status, v1::TIER_HOST), Use(status, v1::TIER_NVME)});
   }

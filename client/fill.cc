@@ -35,6 +35,10 @@ std::vector<uint64_t> BlockSeeds(uint64_t model_id, std::span<const uint32_t> to
   return seeds;
 }
 
+uint64_t PartSeed(uint64_t seed, uint32_t rank) {
+  return rank == 0 ? seed : XXH3_64bits_withSeed(&rank, sizeof(rank), seed);
+}
+
 void FillBlock(uint64_t seed, std::span<std::byte> block) {
   const size_t words = block.size() / kWord;
   std::byte* out = block.data();

@@ -22,7 +22,10 @@ inline namespace client {
 std::vector<uint64_t> BlockSeeds(uint64_t model_id, std::span<const uint32_t> tokens,
                                  uint32_t block_tokens);
 
-// Writes the block of this seed. About 5 GB/s a core on a small virtual machine.
+// The seed of rank `rank`'s part of a block of several shards; rank 0's is the block's own.
+uint64_t PartSeed(uint64_t seed, uint32_t rank);
+
+// Writes the block, or the part, of this seed. About 5 GB/s a core on a small virtual machine.
 void FillBlock(uint64_t seed, std::span<std::byte> block);
 
 // How many bytes of `block` are not what FillBlock writes; 0 for a good block.

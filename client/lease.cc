@@ -30,12 +30,14 @@ Lease::Lease(std::shared_ptr<SessionState> state, const v1::Model& model)
     : state_(std::move(state)),
       model_id_(model.model_id()),
       block_bytes_(model.block_bytes()),
+      shards_(Shards(model)),
       block_tokens_(model.block_tokens()) {}
 
 Lease::Lease(std::shared_ptr<SessionState> state, const Lease& forked_from, uint64_t id)
     : state_(std::move(state)),
       model_id_(forked_from.model_id_),
       block_bytes_(forked_from.block_bytes_),
+      shards_(forked_from.shards_),
       block_tokens_(forked_from.block_tokens_),
       id_(id),
       end_(forked_from.end_),
@@ -49,6 +51,7 @@ Lease& Lease::operator=(Lease&& other) noexcept {
   state_ = std::move(other.state_);
   model_id_ = other.model_id_;
   block_bytes_ = other.block_bytes_;
+  shards_ = other.shards_;
   block_tokens_ = other.block_tokens_;
   id_ = other.id_;
   end_ = other.end_;
@@ -70,45 +73,42 @@ absl::Status Lease::CheckHeld() const {
   return state_->Health();
 }
 
-absl::StatusOr<std::span<const std::byte>> Lease::Block(uint32_t position) const {
+absl::StatusOr<std::span<const std::byte>> Lease::Block(uint32_t position, uint32_t rank) const {
   if (position >= end_) {
     return absl::OutOfRangeError(
         absl::StrCat("position ", position, " is not readable: the lease ends at ", end_));
   }
-  absl::StatusOr<std::span<std::byte>> block = At(position);
+  absl::StatusOr<std::span<std::byte>> block = At(position, rank);
   if (!block.ok()) return block.status();
   return std::span<const std::byte>(*block);
 }
 
-absl::StatusOr<std::span<std::byte>> Lease::Reserved(uint32_t position) const {
+absl::StatusOr<std::span<std::byte>> Lease::Reserved(uint32_t position, uint32_t rank) const {
   if (position < end_ || position >= places_.size()) {
     return absl::OutOfRangeError(absl::StrCat("position ", position,
                                               " is not reserved: reserved are ", end_, " to ",
                                               places_.size(), ", exclusive"));
   }
-  return At(position);
+  return At(position, rank);
 }
 
-absl::StatusOr<std::span<std::byte>> Lease::At(uint32_t position) const {
+absl::StatusOr<std::span<std::byte>> Lease::At(uint32_t position, uint32_t rank) const {
   if (absl::Status held = CheckHeld(); !held.ok()) return held;
-  const BlockPlace& place = places_[position];
-  if (place.tier != v1::TIER_GPU && place.tier != v1::TIER_HOST) {
-    return absl::FailedPreconditionError(absl::StrCat("the block at position ", position,
-                                                      place.tier == v1::TIER_NVME
-                                                          ? " is on NVME: prefetch it first"
-                                                          : " was put inline: look it up again"));
+  if (rank >= shards_) {
+    return absl::OutOfRangeError(
+        absl::StrCat("rank ", rank, " has no part: the model has ", shards_, " shards"));
   }
-  const std::span<std::byte> arena = state_->ArenaBytes(place.arena);
-  if (arena.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("arena ", place.arena, " is not mapped here: use Download"));
+  return PartAt(places_[position], rank, block_bytes_, position,
+                [this](uint32_t arena) { return state_->ArenaBytes(arena); });
+}
+
+absl::StatusOr<std::vector<v1::Run>> Lease::Runs(uint32_t begin, uint32_t end) const {
+  if (begin <= end && end <= places_.size()) {
+    return RunsOf(places().subspan(begin, end - begin), begin);
   }
-  if (place.offset > arena.size() || arena.size() - place.offset < block_bytes_) {
-    return absl::InternalError(absl::StrCat("offset ", place.offset, " of position ", position,
-                                            " is outside of arena ", place.arena, ", which has ",
-                                            arena.size(), " bytes"));
-  }
-  return arena.subspan(place.offset, block_bytes_);
+  return absl::OutOfRangeError(absl::StrCat("positions ", begin, " to ", end,
+                                            ", exclusive, are not in the lease, which has ",
+                                            places_.size()));
 }
 
 // Notes where a run's blocks are. Positions past `places_` are the daemon's mistake.

@@ -27,21 +27,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/block_place.h"
 #include "client/session.h"
 #include "larder/v1/kv_cache.pb.h"
 #include "larder/v1/types.pb.h"
 
 namespace larder {
 inline namespace client {
-
-// Where one block is. Unspecified tier: not known here (put inline; look it up again).
-struct BlockPlace {
-  v1::Tier tier = v1::TIER_UNSPECIFIED;
-  uint32_t arena = 0;
-  uint64_t offset = 0;  // bytes from the arena's base; meaningless for NVME
-
-  friend bool operator==(const BlockPlace&, const BlockPlace&) = default;
-};
 
 class Lease {
  public:
@@ -55,17 +47,23 @@ class Lease {
   uint32_t end() const { return end_; }  // blocks
   uint32_t reserved() const { return static_cast<uint32_t>(places_.size()) - end_; }
   uint32_t block_tokens() const { return block_tokens_; }
-  uint64_t block_bytes() const { return block_bytes_; }
+  uint64_t block_bytes() const { return block_bytes_; }  // of one shard's part
+  uint32_t shards() const { return shards_; }
   // Of all positions: `end()` readable ones, then the reserved ones.
   std::span<const BlockPlace> places() const { return places_; }
   // What the last lookup said about bringing the lower tiers' part up.
   const v1::RestoreEstimate& restore() const { return restore_; }
 
-  // One block's bytes. OUT_OF_RANGE for a position that is not readable (or not reserved),
+  // The same of positions [begin, end), as runs: for the members of a group (group_member.h).
+  // OUT_OF_RANGE unless begin <= end <= places().size().
+  absl::StatusOr<std::vector<v1::Run>> Runs(uint32_t begin, uint32_t end) const;
+
+  // One block's bytes, or of a model of several shards rank `rank`'s part of them. OUT_OF_RANGE
+  // for a position that is not readable (or not reserved) or a rank that is no shard's,
   // FAILED_PRECONDITION for a block that must be prefetched first or whose arena is not
   // mapped, UNAVAILABLE when the session is lost.
-  absl::StatusOr<std::span<const std::byte>> Block(uint32_t position) const;
-  absl::StatusOr<std::span<std::byte>> Reserved(uint32_t position) const;
+  absl::StatusOr<std::span<const std::byte>> Block(uint32_t position, uint32_t rank = 0) const;
+  absl::StatusOr<std::span<std::byte>> Reserved(uint32_t position, uint32_t rank = 0) const;
 
   // --- Calls; their errors are those of kv_cache.proto ---------------------------------
 
@@ -84,7 +82,8 @@ class Lease {
   absl::StatusOr<uint32_t> ReserveUpTo(uint32_t count);
   // Publishes the first tokens.size() / block_tokens reserved blocks. Writes must be complete.
   absl::StatusOr<v1::LeaseState> Put(std::span<const uint32_t> tokens);
-  // The same with the bytes in the message, block after block; needs no reserved blocks.
+  // The same with the bytes in the message, block after block, each with the parts of all
+  // shards in rank order; needs no reserved blocks.
   absl::StatusOr<v1::LeaseState> PutInline(std::span<const uint32_t> tokens,
                                            std::span<const std::byte> data);
   // Moves the end back; reserved blocks are freed.
@@ -106,7 +105,7 @@ class Lease {
   Lease(std::shared_ptr<SessionState> state, const Lease& forked_from, uint64_t id);
 
   absl::Status LookupFurther(std::span<const uint32_t> tokens, const LookupOptions& options);
-  absl::StatusOr<std::span<std::byte>> At(uint32_t position) const;
+  absl::StatusOr<std::span<std::byte>> At(uint32_t position, uint32_t rank) const;
   absl::Status TakeRun(const v1::Run& run);
   absl::Status CheckHeld() const;
   void Drop();
@@ -115,6 +114,7 @@ class Lease {
   std::shared_ptr<SessionState> state_;  // null: nothing is held
   uint64_t model_id_ = 0;
   uint64_t block_bytes_ = 0;
+  uint32_t shards_ = 1;
   uint32_t block_tokens_ = 0;
   uint64_t id_ = 0;
   uint32_t end_ = 0;

@@ -21,7 +21,7 @@ absl::StatusOr<std::vector<uint32_t>> ReadTokensFile(const std::string& path) {
 
 }  // namespace
 
-ModelFlags::ModelFlags() { spec_.set_shards(1); }
+ModelFlags::ModelFlags() = default;
 
 void ModelFlags::AddTo(CLI::App& app) {
   constexpr char kGroup[] = "Model";
@@ -49,6 +49,7 @@ void ModelFlags::AddTo(CLI::App& app) {
   number("--mla-latent-dim", mla_latent_dim_, 0, 8192, "MLA's latent elements");
   number("--mla-rope-dim", mla_rope_dim_, 0, 8192, "MLA's rope elements");
   number("--block-tokens", block_tokens_, 1, 1024, "Tokens in a block");
+  number("--shards", shards_, 1, 16, "Tensor-parallel ranks; divide the K/V heads");
   AddDType(app, "--dtype", dtype_, "f32, f16, bf16, f8_e4m3 or i8 (default bf16)")->group(kGroup);
 }
 
@@ -64,6 +65,7 @@ absl::StatusOr<v1::Model> ModelFlags::Resolve(const Client& client) const {
   spec.set_mla_latent_dim(static_cast<uint32_t>(mla_latent_dim_));
   spec.set_mla_rope_dim(static_cast<uint32_t>(mla_rope_dim_));
   spec.set_block_tokens(static_cast<uint32_t>(block_tokens_));
+  spec.set_shards(static_cast<uint32_t>(shards_));
   spec.set_dtype(dtype_);
   return client.OpenModel(spec);
 }

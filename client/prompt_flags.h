@@ -39,6 +39,7 @@ class ModelFlags {
   uint64_t mla_latent_dim_ = 0;
   uint64_t mla_rope_dim_ = 0;
   uint64_t block_tokens_ = 16;
+  uint64_t shards_ = 1;
   uint64_t model_id_ = 0;  // 0: use the spec
 };
 

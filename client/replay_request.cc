@@ -65,6 +65,7 @@ class RequestRun {
 
   absl::StatusOr<uint32_t> PrefetchTo(Lease& lease, v1::Tier tier);
   absl::Status MakeReadable(Lease& lease);
+  absl::Status Verify(const Lease& lease, uint64_t i);
   absl::Status ReadHits(Lease& lease);
   absl::Status PutMissing(Lease& lease);
   absl::Status ReadAgain(Lease& lease);
@@ -98,7 +99,7 @@ absl::StatusOr<uint32_t> RequestRun::PrefetchTo(Lease& lease, v1::Tier tier) {
       for (const v1::Run& run : event.runs()) arrived += run.blocks();
     });
   });
-  record_.prefetch.Add({arrived * model_.block_bytes(), NanosecondsSince(start)});
+  record_.prefetch.Add({arrived * WholeBlockBytes(model_), NanosecondsSince(start)});
   if (!result.ok() && !session_.Alive()) return result.status();
   if (result.ok() && result->unreadable_position.has_value()) return *result->unreadable_position;
   return lease.end();
@@ -125,20 +126,35 @@ absl::Status RequestRun::MakeReadable(Lease& lease) {
   return Timed(Call::kTruncate, [&] { return lease.Truncate(*end); }).status();
 }
 
+// Part `i` of the lease: block after block, rank after rank.
+absl::StatusOr<std::span<const std::byte>> PartOf(const Lease& lease, uint64_t i) {
+  return lease.Block(static_cast<uint32_t>(i / lease.shards()),
+                     static_cast<uint32_t>(i % lease.shards()));
+}
+
+absl::Status RequestRun::Verify(const Lease& lease, uint64_t i) {
+  absl::StatusOr<std::span<const std::byte>> part = PartOf(lease, i);
+  if (!part.ok()) return part.status();
+  const uint64_t seed = seeds_[i / lease.shards()];
+  record_.bytes_wrong +=
+      WrongBytes(PartSeed(seed, static_cast<uint32_t>(i % lease.shards())), *part);
+  record_.bytes_verified += part->size();
+  return absl::OkStatus();
+}
+
 absl::Status RequestRun::ReadHits(Lease& lease) {
   const auto start = SteadyClock::now();
   volatile uint64_t sum = 0;  // volatile: the reading must not be optimised away
-  for (uint32_t position = 0; position < lease.end(); ++position) {
-    absl::StatusOr<std::span<const std::byte>> block = lease.Block(position);
-    if (!block.ok()) return block.status();
+  for (uint64_t i = 0; i < uint64_t{lease.end()} * lease.shards(); ++i) {
     if (flags_.verify) {
-      record_.bytes_wrong += WrongBytes(seeds_[position], *block);
-      record_.bytes_verified += block->size();
-    } else {
-      sum = sum ^ XXH3_64bits(block->data(), block->size());
+      if (absl::Status verified = Verify(lease, i); !verified.ok()) return verified;
+      continue;
     }
+    absl::StatusOr<std::span<const std::byte>> part = PartOf(lease, i);
+    if (!part.ok()) return part.status();
+    sum = sum ^ XXH3_64bits(part->data(), part->size());
   }
-  record_.read.Add({lease.end() * model_.block_bytes(), NanosecondsSince(start)});
+  record_.read.Add({lease.end() * WholeBlockBytes(model_), NanosecondsSince(start)});
   return absl::OkStatus();
 }
 
@@ -153,12 +169,14 @@ absl::Status RequestRun::PutMissing(Lease& lease) {
     if (full) return absl::OkStatus();
     if (!count.ok()) return count.status();
     const auto start = SteadyClock::now();
-    for (uint32_t position = lease.end(); position < lease.end() + *count; ++position) {
-      absl::StatusOr<std::span<std::byte>> block = lease.Reserved(position);
-      if (!block.ok()) return block.status();
-      FillBlock(seeds_[position], *block);
+    for (uint32_t i = 0; i < *count * lease.shards(); ++i) {
+      const uint32_t position = lease.end() + i / lease.shards();
+      const uint32_t rank = i % lease.shards();
+      absl::StatusOr<std::span<std::byte>> part = lease.Reserved(position, rank);
+      if (!part.ok()) return part.status();
+      FillBlock(PartSeed(seeds_[position], rank), *part);
     }
-    record_.fill.Add({*count * model_.block_bytes(), NanosecondsSince(start)});
+    record_.fill.Add({*count * WholeBlockBytes(model_), NanosecondsSince(start)});
     const auto tokens =
         std::span(tokens_).subspan(lease.end() * block_tokens, *count * block_tokens);
     absl::StatusOr<v1::LeaseState> put = Timed(Call::kPut, [&] { return lease.Put(tokens); });
@@ -169,11 +187,8 @@ absl::Status RequestRun::PutMissing(Lease& lease) {
 }
 
 absl::Status RequestRun::ReadAgain(Lease& lease) {
-  for (uint32_t position = 0; position < lease.end(); ++position) {
-    absl::StatusOr<std::span<const std::byte>> block = lease.Block(position);
-    if (!block.ok()) return block.status();
-    record_.bytes_wrong += WrongBytes(seeds_[position], *block);
-    record_.bytes_verified += block->size();
+  for (uint64_t i = 0; i < uint64_t{lease.end()} * lease.shards(); ++i) {
+    if (absl::Status verified = Verify(lease, i); !verified.ok()) return verified;
   }
   return absl::OkStatus();
 }

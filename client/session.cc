@@ -29,6 +29,7 @@ Session::~Session() {
 
 uint64_t Session::id() const { return state_ == nullptr ? 0 : state_->id(); }
 uint64_t Session::boot_id() const { return state_ == nullptr ? 0 : state_->boot_id(); }
+Group Session::group() const { return state_ == nullptr ? Group() : state_->group(); }
 absl::Status Session::Health() const { return state_ == nullptr ? NotHeld() : state_->Health(); }
 bool Session::Draining() const { return state_ != nullptr && state_->draining(); }
 

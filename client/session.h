@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/group_member.h"
 #include "larder/v1/kv_cache.pb.h"
 #include "larder/v1/types.pb.h"
 
@@ -70,6 +71,8 @@ class Session {
 
   uint64_t id() const;
   uint64_t boot_id() const;  // changes whenever the daemon restarts
+  // For the other ranks of a tensor-parallel group, which join this session (group_member.h).
+  Group group() const;
 
   // OK, or the UNAVAILABLE that every call gives since the session was lost.
   absl::Status Health() const;

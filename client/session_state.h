@@ -49,6 +49,7 @@ class SessionState {
 
   uint64_t id() const { return id_; }
   uint64_t boot_id() const { return boot_id_; }
+  Group group() const { return {handover_socket_, boot_id_, id_}; }
   bool draining() const { return draining_.load(std::memory_order_relaxed); }
   absl::Status Health() const ABSL_LOCKS_EXCLUDED(mutex_);
   const Rpc& rpc() const { return *rpc_; }

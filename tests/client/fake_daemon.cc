@@ -8,6 +8,7 @@ namespace larder {
 namespace {
 
 constexpr uint32_t kHostArena = 1;  // Run.arena
+constexpr uint32_t kGpuArena = 4;   // of rank 0
 constexpr absl::Duration kPollInterval = absl::Milliseconds(5);
 
 std::unique_ptr<Arena> MakeArena() {
@@ -17,17 +18,25 @@ std::unique_ptr<Arena> MakeArena() {
 }
 
 HandoverServer::Options HandoverOptions(const std::string& path, uint64_t boot_id,
-                                        const Arena& arena) {
+                                        const Arena& host,
+                                        const std::array<std::unique_ptr<Arena>, 2>& gpus) {
   HandoverServer::Options options;
   options.socket_path = path;
   options.boot_id = boot_id;
-  HandoverServer::ArenaExport exported;
-  exported.description.arena = kHostArena;
-  exported.description.tier = v1::TIER_HOST;
-  exported.description.kind = wire::kMemfd;
-  exported.description.bytes = arena.bytes();
-  exported.fd = arena.fd();
-  options.arenas.push_back(exported);
+  const auto add = [&](uint32_t number, v1::Tier tier, uint32_t rank, const Arena& arena) {
+    HandoverServer::ArenaExport exported;
+    exported.description.arena = number;
+    exported.description.tier = tier;
+    exported.description.kind = wire::kMemfd;
+    exported.description.rank = rank;
+    exported.description.bytes = arena.bytes();
+    exported.fd = arena.fd();
+    options.arenas.push_back(exported);
+  };
+  add(kHostArena, v1::TIER_HOST, 0, host);
+  for (uint32_t rank = 0; rank < gpus.size(); ++rank) {
+    add(kGpuArena + rank, v1::TIER_GPU, rank, *gpus[rank]);
+  }
   return options;
 }
 
@@ -38,9 +47,10 @@ FakeDaemon::FakeDaemon(const std::string& directory, uint64_t boot_id)
       handover_path_(directory + "/handover.sock"),
       address_("unix:" + directory + "/larderd.sock"),
       arena_(MakeArena()),
+      gpus_({MakeArena(), MakeArena()}),
       next_session_(boot_id * 1000) {
   absl::StatusOr<std::unique_ptr<HandoverServer>> handover = HandoverServer::Start(
-      HandoverOptions(handover_path_, boot_id, *arena_),
+      HandoverOptions(handover_path_, boot_id, *arena_, gpus_),
       [this](uint64_t session_id) {
         absl::MutexLock lock(&mutex_);
         return sessions_.contains(session_id);
@@ -63,6 +73,13 @@ v1::Model FakeDaemon::Model() {
   model.set_block_bytes(kBlockBytes);
   model.set_block_tokens(kBlockTokens);
   return model;
+}
+
+v1::Run FakeDaemon::GpuRun(uint32_t position, const std::vector<uint64_t>& offsets) {
+  v1::Run run = HostRun(position, offsets);
+  run.set_tier(v1::TIER_GPU);
+  run.set_arena(kGpuArena);
+  return run;
 }
 
 v1::Run FakeDaemon::HostRun(uint32_t position, const std::vector<uint64_t>& offsets) {

@@ -1,11 +1,13 @@
 // FakeDaemon: a gRPC server and a hand-over socket in this process, whose answers are set by the
-// test. One small HOST arena (Run.arena 1), blocks of 4,096 bytes and 4 tokens.
+// test. One small HOST arena (Run.arena 1) and the GPU arenas of two ranks (Run.arena 4 and 5);
+// blocks of 4,096 bytes and 4 tokens.
 //
 // Thread safety: thread-safe; answers are set between calls.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -38,7 +40,9 @@ class FakeDaemon final : public v1::KvCache::Service {
 
   const std::string& address() const { return address_; }
   std::span<std::byte> arena() { return {arena_->base(), arena_->bytes()}; }
+  std::span<std::byte> gpu(uint32_t rank) { return {gpus_[rank]->base(), gpus_[rank]->bytes()}; }
   static v1::Model Model();
+  static v1::Run GpuRun(uint32_t position, const std::vector<uint64_t>& offsets);
   static v1::Run HostRun(uint32_t position, const std::vector<uint64_t>& offsets);
 
   // --- What it does --------------------------------------------------------------------
@@ -93,6 +97,7 @@ class FakeDaemon final : public v1::KvCache::Service {
   const std::string handover_path_;
   const std::string address_;
   const std::unique_ptr<Arena> arena_;
+  const std::array<std::unique_ptr<Arena>, 2> gpus_;
   std::unique_ptr<HandoverServer> handover_;
   std::unique_ptr<grpc::Server> server_;
 
