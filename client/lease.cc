@@ -204,14 +204,17 @@ absl::StatusOr<uint32_t> Lease::ReserveUpTo(uint32_t count) {
   if (end_ == 0 || places_[end_ - 1].tier == v1::TIER_GPU) {
     tiers.insert(tiers.begin(), v1::TIER_UNSPECIFIED);
   }
+  // What is reserved already lies in one tier, and more can be had only there.
+  if (reserved() > 0) tiers = {places_[end_].tier};
   absl::Status full;
-  for (uint32_t want = count; want > 0; want /= 2) {
+  for (uint32_t want = count; want > reserved(); want /= 2) {
     for (const v1::Tier tier : tiers) {
       full = Reserve(want, tier);
       if (full.ok()) return want;
       if (!absl::IsResourceExhausted(full)) return full;
     }
   }
+  if (reserved() > 0) return std::min(count, reserved());
   return full;
 }
 

@@ -77,8 +77,9 @@ class Lease {
   // Writable blocks at [end, end + count). Asking again gives the same blocks.
   absl::Status Reserve(uint32_t count, v1::Tier tier = v1::TIER_UNSPECIFIED);
   // As many as there is room for, at most `count`: in the highest tier, else in HOST, else
-  // half as many. Past a block that is not in GPU only in HOST: GPU blocks are prefix-closed.
-  // Answers how many are reserved now; RESOURCE_EXHAUSTED when not even one.
+  // half as many. Past a block that is not in GPU only in HOST: GPU blocks are prefix-closed;
+  // past blocks that are reserved already only in their tier. Answers how many are reserved now,
+  // of at most `count`; RESOURCE_EXHAUSTED when not even one.
   absl::StatusOr<uint32_t> ReserveUpTo(uint32_t count);
   // Publishes the first tokens.size() / block_tokens reserved blocks. Writes must be complete.
   absl::StatusOr<v1::LeaseState> Put(std::span<const uint32_t> tokens);

@@ -188,9 +188,17 @@ TEST_F(LeaseTest, ReserveUpToTakesWhatThereIs) {
   ASSERT_TRUE(count.ok()) << count.status();
   EXPECT_EQ(*count, 2u);
   EXPECT_EQ(lease->reserved(), 2u);
-  daemon_->AnswerReserve({});
-  EXPECT_TRUE(absl::IsResourceExhausted(lease->ReserveUpTo(4).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(lease->ReserveUpTo(0).status()));
+  // No more is to be had: what it has is the answer, and another tier is not asked.
+  daemon_->AnswerReserve({});
+  const int calls = daemon_->Calls("Reserve");
+  EXPECT_EQ(*lease->ReserveUpTo(8), 2u);  // 8, 4
+  EXPECT_EQ(daemon_->Calls("Reserve"), calls + 2);
+  EXPECT_EQ(*lease->ReserveUpTo(1), 1u);
+  EXPECT_EQ(lease->reserved(), 2u);
+  daemon_->AnswerState(State(0, 0));
+  ASSERT_TRUE(lease->Truncate(0).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(lease->ReserveUpTo(4).status()));
 }
 
 // A block past one that is only in HOST cannot go into GPU.
