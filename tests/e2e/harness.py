@@ -246,13 +246,17 @@ class Daemon:
 
 
 class RemoteWorker:
-    """A Worker in a process of its own; every method of Worker can be called on it."""
+    """A Worker, or a Member, in a process of its own; each of its methods can be called on it."""
 
-    def __init__(self, address):
+    def __init__(self, *arguments):
         self.child = subprocess.Popen(
-            [sys.executable, str(pathlib.Path(workers.__file__).resolve()), address],
+            [sys.executable, str(pathlib.Path(workers.__file__).resolve()), *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
-        self.identity = self._answer()
+        try:
+            self.identity = self._answer()
+        except Refused:
+            self.kill()
+            raise
 
     def _answer(self):
         line = self.child.stdout.readline()
@@ -313,8 +317,16 @@ class LarderTest(unittest.TestCase):
         self.addCleanup(worker.close)
         return worker
 
-    def remote_worker(self, daemon):
-        remote = RemoteWorker(daemon.address)
+    def remote_worker(self, daemon, spec=None):
+        spec = [json.dumps(spec)] if spec else []
+        return self._remote(daemon.address, *spec)
+
+    def remote_member(self, lead, rank):
+        """Rank `rank` of the group that a remote worker leads."""
+        return self._remote("--member", json.dumps(lead.identity), str(rank))
+
+    def _remote(self, *arguments):
+        remote = RemoteWorker(*arguments)
         self.addCleanup(remote.kill)
         return remote
 

@@ -142,7 +142,9 @@ class BadInput(harness.LarderTest):
                 (dict(block_tokens=1025), ["block_tokens", 1025, 1024]),
                 (dict(dtype=types.DTYPE_UNSPECIFIED), ["dtype", 0, "DTYPE_BF16"]),
                 (dict(dtype=77), ["dtype", 77, "DTYPE_BF16"]),
-                (dict(shards=2), ["shards", 2, 1])):
+                (dict(shards=2), ["shards", 2, 1]),  # the daemon's ranks
+                (dict(shards=17), ["shards", 17, 16]),
+                (dict(shards=3), ["kv_heads", 2, "multiple of shards", 3])):
             self.bad("INVALID_ARGUMENT", parts, one.open_model, **{**spec, **change})
         # Right in every field, and a block of 512 MiB fits into no tier.
         self.bad("RESOURCE_EXHAUSTED", [512 << 20], one.open_model,

@@ -49,6 +49,21 @@ class Size(unittest.TestCase):
         # The weights stay what the config says they are.
         self.assertEqual(changed["weights_bytes"], 2 * 8_030_261_248)
 
+    def test_shards(self):
+        sizes = self.size("--model", self.config(LLAMA3_8B), "--shards=4", "--gpu-bytes=16GiB",
+                          "--host-bytes=64GiB")
+        self.assertEqual(sizes["bytes_per_block"], 2 << 20)
+        self.assertEqual(sizes["bytes_per_block_rank"], 512 << 10)
+        self.assertEqual(sizes["bytes_per_token_rank"], 32_768)
+        # 16 GiB in each of four GPUs hold what 64 GiB in one place do.
+        self.assertEqual([tier["blocks"] for tier in sizes["tiers"]], [32_768, 32_768])
+        self.assertEqual(sizes, self.size("--model", self.config(LLAMA3_8B), "--gpu-bytes=16GiB",
+                                          "--host-bytes=64GiB", "--tensor-parallel=4"))
+        # Every rank of an MLA model holds the whole latent.
+        mla = self.size("--layers=32", "--mla-latent-dim=512", "--mla-rope-dim=64", "--shards=3")
+        self.assertEqual(mla["bytes_per_block_rank"], 32 * 16 * 576 * 2)
+        self.assertEqual(mla["bytes_per_block"], 3 * mla["bytes_per_block_rank"])
+
     def test_tiers(self):
         tiers = self.size("--model", self.config(LLAMA3_8B), "--gpu-bytes=64GiB",
                           "--nvme-bytes=1TiB")["tiers"]

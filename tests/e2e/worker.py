@@ -3,8 +3,10 @@
 `Worker` speaks the whole contract: session, hand-over, mapped arenas, leases. Its arguments and
 results are plain JSON values, so that the same object also runs in a process of its own:
 
-  worker.py SOCKET     reads {"call": NAME, "args": [...], "kwargs": {...}} a line from stdin,
-                       answers {"result": ...} or {"code": ..., "message": ...} a line
+  worker.py SOCKET [SPEC]           reads {"call": NAME, "args": [...], "kwargs": {...}} a line
+                                    from stdin, answers {"result": ...} or {"code": ...,
+                                    "message": ...} a line
+  worker.py --member IDENTITY RANK  the same for a Member of the group whose lead has IDENTITY
 """
 
 import base64
@@ -122,7 +124,70 @@ def tier_number(name):
     return types.Tier.Value("TIER_" + (name or "UNSPECIFIED"))
 
 
-class Worker:
+class Mapped:
+    """A model's blocks in mapped arenas, all ranks' parts of them or one rank's.
+
+    Has `arenas`, `model_id`, `block_tokens`, `block_bytes` (of a part) and `shards`.
+    """
+
+    def kv(self, tokens, position):
+        """The whole block: the parts of all ranks in order."""
+        return kv_bytes(tokens, position, self.model_id, self.block_tokens,
+                        self.shards * self.block_bytes)
+
+    def _part(self, block, rank):
+        """(mapping, begin) of a rank's part."""
+        if block["tier"] == "GPU":
+            return self.arenas[block["arena"] + rank][1], block["offset"]
+        return self.arenas[block["arena"]][1], block["offset"] + rank * self.block_bytes
+
+    def _ranks(self, rank):
+        return range(self.shards) if rank is None else [rank]
+
+    def write(self, blocks, tokens, rank=None):
+        for block in blocks:
+            whole = self.kv(tokens, block["position"])
+            for r in self._ranks(rank):
+                mapping, at = self._part(block, r)
+                mapping[at:at + self.block_bytes] = whole[r * self.block_bytes:][:self.block_bytes]
+
+    def wrong(self, blocks, tokens, rank=None):
+        """Positions whose mapped bytes are not the K/V of these tokens."""
+        positions = []
+        for block in blocks:
+            whole = self.kv(tokens, block["position"])
+            for r in self._ranks(rank):
+                mapping, at = self._part(block, r)
+                if (mapping[at:at + self.block_bytes]
+                        != whole[r * self.block_bytes:][:self.block_bytes]):
+                    positions.append(block["position"])
+                    break
+        return positions
+
+
+class Member(Mapped):
+    """One rank of a group other than its lead: arenas, and no call to the daemon."""
+
+    def __init__(self, identity, rank):
+        self.rank = rank
+        self.model_id, self.shards = identity["model"], identity["shards"]
+        self.block_tokens, self.block_bytes = identity["block_tokens"], identity["block_bytes"]
+        self.handover, status, self.arenas = receive_handover(
+            identity["handover_socket"], identity["boot"], identity["session"])
+        if status != 0:
+            raise Refused("HANDOVER", f"status {status}")
+
+    def identity(self):
+        return dict(rank=self.rank)
+
+    def write_part(self, blocks, tokens):
+        self.write(blocks, tokens, self.rank)
+
+    def wrong_part(self, blocks, tokens):
+        return self.wrong(blocks, tokens, self.rank)
+
+
+class Worker(Mapped):
     """One session. Thread safety: none; one caller at a time."""
 
     def __init__(self, address, name="worker", spec=None, mapped=True):
@@ -176,12 +241,15 @@ class Worker:
 
     def identity(self):
         return dict(session=self.session, boot=self.boot, model=self.model.model_id,
-                    handover_socket=self.handover_socket)
+                    handover_socket=self.handover_socket, block_tokens=self.block_tokens,
+                    block_bytes=self.block_bytes, shards=self.shards)
 
     @refusing
     def open_model(self, **spec):
         self.model = self.cache.OpenModel(
             kv_cache.OpenModelRequest(spec=types.ModelSpec(**spec)), timeout=CALL_SECONDS)
+        self.model_id, self.shards = self.model.model_id, self.model.spec.shards
+        self.block_tokens, self.block_bytes = self.model.block_tokens, self.model.block_bytes
         return dict(model=self.model.model_id, block_bytes=self.model.block_bytes)
 
     # --- Leases ------------------------------------------------------------------------
@@ -267,27 +335,10 @@ class Worker:
 
     # --- Bytes -------------------------------------------------------------------------
 
-    def kv(self, tokens, position):
-        return kv_bytes(tokens, position, self.model.model_id, self.model.block_tokens,
-                        self.model.block_bytes)
-
     def inline(self, tokens, first, count):
         """Put.data for blocks [first, first + count) of a prompt."""
         return base64.b64encode(
             b"".join(self.kv(tokens, first + i) for i in range(count))).decode()
-
-    def write(self, blocks, tokens):
-        for block in blocks:
-            mapping = self.arenas[block["arena"]][1]
-            at = block["offset"]
-            mapping[at:at + self.model.block_bytes] = self.kv(tokens, block["position"])
-
-    def wrong(self, blocks, tokens):
-        """Positions whose mapped bytes are not the K/V of these tokens."""
-        return [block["position"] for block in blocks
-                if self.arenas[block["arena"]][1][
-                    block["offset"]:block["offset"] + self.model.block_bytes]
-                != self.kv(tokens, block["position"])]
 
     # --- What a worker does for a prompt -------------------------------------------------
 
@@ -314,8 +365,19 @@ class Worker:
                     wrong=self.wrong(ready["blocks"], tokens), read=len(ready["blocks"]))
 
 
+def start(arguments):
+    if arguments[0] == "--member":
+        return Member(json.loads(arguments[1]), int(arguments[2]))
+    spec = json.loads(arguments[1]) if len(arguments) > 1 else None
+    return Worker(arguments[0], name="remote", spec=spec)
+
+
 def main():
-    worker = Worker(sys.argv[1], name="remote")
+    try:
+        worker = start(sys.argv[1:])
+    except Refused as refused:
+        print(json.dumps(dict(code=refused.code, message=refused.message)), flush=True)
+        return
     print(json.dumps(dict(result=worker.identity())), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
