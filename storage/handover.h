@@ -49,7 +49,7 @@ absl::StatusOr<PeerProcess> ProbePeer(int socket);
 class HandoverServer {
  public:
   struct ArenaExport {
-    wire::HandoverArena description;
+    wire::HandoverArena description;  // Arena::Description, with its number and tier
     int fd = -1;  // of kMemfd arenas; borrowed, must outlive the server
   };
   using ProbeFn = std::function<absl::StatusOr<PeerProcess>(int socket)>;
@@ -95,7 +95,10 @@ class HandoverServer {
 
 // What a client got. Keep `connection` open as long as the session lives.
 struct HandoverArenas {
-  std::vector<std::unique_ptr<Arena>> arenas;     // by Run.arena; null: not shared memory, or none
+  // By Run.arena; null: no such arena, or one of CUDA that cannot be opened here, and `why` tells.
+  // What is opened once stays so for all sessions of this process that got it, and as long.
+  std::vector<std::unique_ptr<Arena>> arenas;
+  std::vector<absl::Status> why;                  // by Run.arena, as long as `arenas`
   std::vector<wire::HandoverArena> descriptions;  // as sent
   UniqueFd connection;
 };

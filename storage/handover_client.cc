@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "storage/arena_cuda.h"
 #include "storage/errno_status.h"
 #include "storage/handover.h"
 #include "storage/handover_socket.h"
@@ -114,24 +116,50 @@ absl::Status StatusOfReply(const wire::HandoverReply& reply, uint64_t session_id
   }
 }
 
-absl::StatusOr<HandoverArenas> MapAll(Answer answer, UniqueFd connection) {
+// A device that is not here, or no driver: the session goes on without that arena, and `why` says
+// so. A descriptor that cannot be mapped is a failure of the hand-over.
+absl::Status MapOne(const wire::HandoverArena& description, uint64_t boot_id,
+                    std::span<UniqueFd>& fds, std::unique_ptr<Arena>& arena, absl::Status& why) {
+  if (description.kind == wire::kCudaIpc) {
+    auto opened = CudaArena::Import(description, boot_id);
+    why = opened.status();
+    if (opened.ok()) arena = *std::move(opened);
+    return absl::OkStatus();
+  }
+  if (description.kind != wire::kMemfd) {
+    why = absl::UnimplementedError(
+        absl::StrCat("hand-over: kind is ", description.kind, ", known are 0 and 1"));
+    return absl::OkStatus();
+  }
+  if (fds.empty()) {
+    return absl::InternalError("hand-over: descriptors and arenas do not match");
+  }
+  auto mapped = Arena::Map(fds.front().Release(), description.bytes);
+  fds = fds.subspan(1);
+  if (mapped.ok()) arena = *std::move(mapped);
+  return mapped.status();
+}
+
+absl::StatusOr<HandoverArenas> MapAll(Answer answer, uint64_t boot_id, UniqueFd connection) {
   HandoverArenas out;
-  size_t fds_used = 0;
+  std::span<UniqueFd> fds(answer.fds);
   for (uint32_t i = 0; i < answer.reply.arena_count; ++i) {
     const wire::HandoverArena& description = answer.reply.arenas[i];
-    if (description.arena >= wire::kHandoverArenasMax) {
-      return absl::InternalError(absl::StrCat("hand-over: arena is ", description.arena,
-                                              ", must be below ", wire::kHandoverArenasMax));
+    const uint32_t number = description.arena;
+    if (number >= wire::kHandoverArenasMax) {
+      return absl::InternalError(absl::StrCat("hand-over: arena is ", number, ", must be below ",
+                                              wire::kHandoverArenasMax));
     }
     out.descriptions.push_back(description);
-    if (out.arenas.size() <= description.arena) out.arenas.resize(description.arena + 1);
-    if (description.kind != wire::kMemfd) continue;
-    if (fds_used == answer.fds.size() || out.arenas[description.arena] != nullptr) {
-      return absl::InternalError("hand-over: descriptors and arenas do not match");
+    if (out.arenas.size() <= number) {
+      out.arenas.resize(number + 1);
+      out.why.resize(number + 1);
     }
-    auto arena = Arena::Map(answer.fds[fds_used++].Release(), description.bytes);
-    if (!arena.ok()) return arena.status();
-    out.arenas[description.arena] = *std::move(arena);
+    if (out.arenas[number] != nullptr || !out.why[number].ok()) {
+      return absl::InternalError(absl::StrCat("hand-over: arena ", number, " is there twice"));
+    }
+    absl::Status mapped = MapOne(description, boot_id, fds, out.arenas[number], out.why[number]);
+    if (!mapped.ok()) return mapped;
   }
   out.connection = std::move(connection);
   return out;
@@ -154,7 +182,7 @@ absl::StatusOr<HandoverArenas> ConnectHandover(const std::string& path, uint64_t
   auto answer = Receive(connection->get(), path, deadline);
   if (!answer.ok()) return answer.status();
   if (auto status = StatusOfReply(answer->reply, session_id); !status.ok()) return status;
-  return MapAll(*std::move(answer), *std::move(connection));
+  return MapAll(*std::move(answer), boot_id, *std::move(connection));
 }
 
 }  // namespace larder

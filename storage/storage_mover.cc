@@ -4,8 +4,6 @@
 #include <array>
 #include <optional>
 #include <span>
-#include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -14,7 +12,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "storage/check.h"
-#include "storage/copy.h"
 #include "storage/move_queue.h"
 
 namespace larder {
@@ -41,8 +38,9 @@ class StorageMover::Impl {
     for (const Arena* gpu : options_.gpus) {
       LARDER_CHECK(gpu->bytes() == TierBytes(Tier::kGpu), "GPU arenas differ in size");
     }
-    for (int i = 0; i < std::max(options_.copy_threads, 1); ++i) {
-      copiers_.emplace_back([this] { CopyLoop(); });
+    if (options_.copier == nullptr) {
+      own_copier_ = MakeThreadCopier(options_.copy_threads);
+      options_.copier = own_copier_.get();
     }
   }
   ~Impl();
@@ -59,35 +57,41 @@ class StorageMover::Impl {
     Pair pair;
     MoveQueue::Position position;
   };
+  struct Copies {  // of one pair and class
+    Pair pair;
+    std::vector<MoveJob> jobs;
+  };
 
   uint64_t TierBytes(Tier tier) const;
   absl::Status Check(const MoveJob& job, const SlotRef& end) const;
   absl::Status CheckBoth(const MoveJob& job) const;
   MoveJob PopLocked(Pair pair) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool NextCopy(MoveJob& job);
-  void CopyLoop();
+  std::optional<Pair> NextCopyPairLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<Copies> NextCopies();
+  void PumpCopies();
+  void StartCopies(Copies copies);
   bool NextNvme(MoveJob& job);
   void PumpNvme();
   void StartNvme(const MoveJob& job);
   void FinishNvme(const MoveJob& job, absl::Status status);
   void Finish(MoveId id, absl::Status status);
-  void Copy(const MoveJob& job) const;
+  void AddPieces(const MoveJob& job, Copier::Batch& batch) const;
 
-  const Options options_;
+  Options options_;  // constant after construction
   const DoneFn done_;
 
   absl::Mutex mu_;
-  absl::CondVar copy_queued_;
   absl::CondVar idle_;
   std::array<MoveQueue, kPairCount> queues_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<MoveId, Place> queued_ ABSL_GUARDED_BY(mu_);
   uint64_t next_order_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t unfinished_ ABSL_GUARDED_BY(mu_) = 0;        // accepted, DoneFn has not returned
-  uint64_t nvme_write_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // in flight
-  int nvme_reads_ ABSL_GUARDED_BY(mu_) = 0;             // in flight
+  uint64_t unfinished_ ABSL_GUARDED_BY(mu_) = 0;         // accepted, DoneFn has not returned
+  uint64_t nvme_write_bytes_ ABSL_GUARDED_BY(mu_) = 0;   // in flight
+  int nvme_reads_ ABSL_GUARDED_BY(mu_) = 0;              // in flight
+  std::array<int, 2> copies_ ABSL_GUARDED_BY(mu_) = {};  // batches with the copier, a pair
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 
-  std::vector<std::thread> copiers_;  // last: they use all of the above
+  std::unique_ptr<Copier> own_copier_;  // last: its threads use all of the above
 };
 
 StorageMover::Impl::~Impl() {
@@ -99,15 +103,11 @@ StorageMover::Impl::~Impl() {
     queued_.clear();
     queues_ = {};
   }
-  copy_queued_.SignalAll();
   for (const MoveId id : cancelled) {
     Finish(id, absl::CancelledError("move: the mover stops before it started"));
   }
-  {
-    absl::MutexLock lock(&mu_);
-    while (unfinished_ > 0) idle_.Wait(&mu_);
-  }
-  for (std::thread& thread : copiers_) thread.join();
+  absl::MutexLock lock(&mu_);
+  while (unfinished_ > 0) idle_.Wait(&mu_);
 }
 
 uint64_t StorageMover::Impl::TierBytes(Tier tier) const {
@@ -120,8 +120,7 @@ absl::Status StorageMover::Impl::Check(const MoveJob& job, const SlotRef& end) c
   const uint64_t bytes = TierBytes(end.tier);
   // Of one arena; the tier's others hold as much.
   const uint32_t length = end.tier == Tier::kGpu ? job.bytes / job.shards : job.bytes;
-  if (end.slot && length > 0 && end.slot.offset() < bytes &&
-      length <= bytes - end.slot.offset()) {
+  if (end.slot && length > 0 && end.slot.offset() < bytes && length <= bytes - end.slot.offset()) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat("move ", job.id, ": ", Name(end.tier), " slot ",
@@ -158,6 +157,11 @@ absl::Status StorageMover::Impl::Submit(const MoveJob& job) {
           absl::StrCat("move ", job.id, ": NVME takes no writes: ", health.why));
     }
   }
+  const bool copy = pair <= kHostToGpu;
+  if (absl::Status health = options_.copier->health(); copy && !health.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("move ", job.id, ": GPU is lost: ", health.message()));
+  }
   {
     absl::MutexLock lock(&mu_);
     if (stopping_) return absl::UnavailableError("move: the mover stops");
@@ -172,9 +176,8 @@ absl::Status StorageMover::Impl::Submit(const MoveJob& job) {
     }
     queued_.emplace(job.id, Place{pair, queue.Push(job, next_order_++)});
     ++unfinished_;
-    if (pair <= kHostToGpu) copy_queued_.Signal();
   }
-  if (pair > kHostToGpu) PumpNvme();
+  copy ? PumpCopies() : PumpNvme();
   return absl::OkStatus();
 }
 
@@ -191,39 +194,70 @@ MoveJob StorageMover::Impl::PopLocked(Pair pair) {
   return job;
 }
 
-// Waits. The oldest waiting job of both directions, else the oldest background job. False:
-// stopping.
-bool StorageMover::Impl::NextCopy(MoveJob& job) {
-  absl::MutexLock lock(&mu_);
-  while (queues_[kGpuToHost].empty() && queues_[kHostToGpu].empty()) {
-    if (stopping_) return false;
-    copy_queued_.Wait(&mu_);
+// Of the pairs for which the copier takes a batch now, the one with the oldest waiting job, else
+// with the oldest background job.
+std::optional<Pair> StorageMover::Impl::NextCopyPairLocked() const {
+  const Copier::Limits limits = options_.copier->limits();
+  std::optional<Pair> next;
+  if (copies_[kGpuToHost] + copies_[kHostToGpu] >= limits.batches) return next;
+  for (const Pair pair : {kGpuToHost, kHostToGpu}) {
+    if (queues_[pair].empty() || copies_[pair] >= limits.batches_each_way) continue;
+    const auto rank = [this](Pair p) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      const MoveQueue::Entry& front = queues_[p].Front();
+      return std::pair(front.job.move_class, front.order);
+    };
+    if (!next || rank(pair) < rank(*next)) next = pair;
   }
-  const auto rank = [](const MoveQueue& queue) {
-    if (queue.empty()) return std::pair(2, uint64_t{0});
-    return std::pair(static_cast<int>(queue.Front().job.move_class), queue.Front().order);
-  };
-  job = PopLocked(rank(queues_[kGpuToHost]) < rank(queues_[kHostToGpu]) ? kGpuToHost : kHostToGpu);
-  return true;
+  return next;
+}
+
+std::optional<StorageMover::Impl::Copies> StorageMover::Impl::NextCopies() {
+  absl::MutexLock lock(&mu_);
+  const std::optional<Pair> pair = NextCopyPairLocked();
+  if (!pair) return std::nullopt;
+  MoveQueue& queue = queues_[*pair];
+  Copies copies{*pair, {PopLocked(*pair)}};
+  const MoveClass move_class = copies.jobs[0].move_class;
+  uint64_t bytes = copies.jobs[0].bytes;
+  const uint64_t bytes_max = options_.copier->limits().batch_bytes;
+  while (!queue.empty() && queue.Front().job.move_class == move_class &&
+         bytes + queue.Front().job.bytes <= bytes_max) {
+    copies.jobs.push_back(PopLocked(*pair));
+    bytes += copies.jobs.back().bytes;
+  }
+  ++copies_[*pair];
+  return copies;
+}
+
+void StorageMover::Impl::PumpCopies() {
+  while (std::optional<Copies> copies = NextCopies()) StartCopies(*std::move(copies));
 }
 
 // The parts of a block between the slot of each rank and the one slot of HOST.
-void StorageMover::Impl::Copy(const MoveJob& job) const {
+void StorageMover::Impl::AddPieces(const MoveJob& job, Copier::Batch& batch) const {
   const bool up = job.to.tier == Tier::kGpu;
   const uint32_t part_bytes = job.bytes / job.shards;
   std::byte* host = options_.host->At(up ? job.from.slot : job.to.slot);
   for (uint32_t rank = 0; rank < job.shards; ++rank, host += part_bytes) {
     std::byte* const gpu = options_.gpus[rank]->At(up ? job.to.slot : job.from.slot);
-    CopyBlock(up ? gpu : host, up ? host : gpu, part_bytes);
+    batch.push_back({rank, gpu, host, part_bytes});
   }
 }
 
-void StorageMover::Impl::CopyLoop() {
-  MoveJob job;
-  while (NextCopy(job)) {
-    Copy(job);
-    Finish(job.id, absl::OkStatus());
-  }
+void StorageMover::Impl::StartCopies(Copies copies) {
+  const Pair pair = copies.pair;
+  Copier::Batch batch;
+  for (const MoveJob& job : copies.jobs) AddPieces(job, batch);
+  auto done = [this, pair, jobs = std::move(copies.jobs)](const absl::Status& status) {
+    {
+      absl::MutexLock lock(&mu_);
+      --copies_[pair];
+    }
+    PumpCopies();  // the device first, as in FinishNvme
+    for (const MoveJob& job : jobs) Finish(job.id, status);
+  };
+  options_.copier->Copy(pair == kHostToGpu ? Copier::Direction::kToGpu : Copier::Direction::kToHost,
+                        std::move(batch), std::move(done));
 }
 
 // A job that may be handed to NvmeStore now. Reads first.
@@ -254,9 +288,11 @@ void StorageMover::Impl::PumpNvme() {
 void StorageMover::Impl::StartNvme(const MoveJob& job) {
   const auto done = [this, job](absl::Status status) { FinishNvme(job, std::move(status)); };
   if (job.to.tier == Tier::kNvme) {
-    options_.nvme->Write(job.to.slot, {options_.host->At(job.from.slot), job.bytes}, job.record, done);
+    options_.nvme->Write(job.to.slot, {options_.host->At(job.from.slot), job.bytes}, job.record,
+                         done);
   } else {
-    options_.nvme->Read(job.from.slot, {options_.host->At(job.to.slot), job.bytes}, job.record, done);
+    options_.nvme->Read(job.from.slot, {options_.host->At(job.to.slot), job.bytes}, job.record,
+                        done);
   }
 }
 

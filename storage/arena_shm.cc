@@ -1,5 +1,3 @@
-#include "storage/arena.h"
-
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/mman.h>
@@ -14,8 +12,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "storage/arena.h"
 #include "storage/errno_status.h"
 #include "storage/memory_limit.h"
+#include "storage/unique_fd.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14
@@ -30,6 +30,26 @@ constexpr uint64_t kHugePage = 2 << 20;
 constexpr uint64_t kPrefaultChunk = 64 << 20;
 // Left to the rest of the machine when an arena takes what is available.
 constexpr uint64_t kMemoryMargin = 128 << 20;
+
+class ShmArena final : public Arena {
+ public:
+  ShmArena(UniqueFd fd, std::byte* base, uint64_t bytes, bool huge_pages)
+      : Arena(base, bytes, /*addressable=*/true), fd_(std::move(fd)), huge_pages_(huge_pages) {}
+  ~ShmArena() override { ::munmap(base(), bytes()); }
+
+  int fd() const override { return fd_.get(); }
+  bool huge_pages() const override { return huge_pages_; }
+  wire::HandoverArena Description() const override {
+    wire::HandoverArena description;
+    description.kind = wire::kMemfd;
+    description.bytes = bytes();
+    return description;
+  }
+
+ private:
+  const UniqueFd fd_;
+  const bool huge_pages_;
+};
 
 struct Mapping {
   UniqueFd fd;
@@ -159,7 +179,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const Options& options) {
     status = ErrnoStatus(absl::StrCat("arena ", options.name, ": sealing"), errno);
   }
   // From here on the arena unmaps.
-  std::unique_ptr<Arena> arena(new Arena(std::move(mapping->fd), base, options.bytes, huge_pages));
+  auto arena = std::make_unique<ShmArena>(std::move(mapping->fd), base, options.bytes, huge_pages);
   if (!status.ok()) return status;
   return arena;
 }
@@ -173,12 +193,10 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Map(int fd, uint64_t bytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("arena: mapping ", bytes, " bytes: ", ErrnoText(errno)));
   }
-  std::unique_ptr<Arena> arena(
-      new Arena(std::move(owned), static_cast<std::byte*>(base), bytes, IsHugetlb(fd)));
+  auto arena = std::make_unique<ShmArena>(std::move(owned), static_cast<std::byte*>(base), bytes,
+                                          IsHugetlb(fd));
   if (absl::Status status = Isolate(base, bytes); !status.ok()) return status;
   return arena;
 }
-
-Arena::~Arena() { ::munmap(base_, bytes_); }
 
 }  // namespace larder
