@@ -118,17 +118,17 @@ absl::StatusOr<Outcome> PutMissing(const Invocation& invocation, const PutFlags&
   if (!session.ok()) return session.status();
   absl::StatusOr<Lease> lease = session->Lookup(prompt.model, prompt.tokens);
   if (!lease.ok()) return lease.status();
+  // What the CPU cannot write goes over the wire, to HOST.
+  const bool over_wire = flags.inline_bytes || session->HasDeviceArenas();
   Outcome outcome = {prompt.blocks(), lease->end(), 0};
   const uint64_t inline_blocks =
       std::max<uint64_t>(1, kInlineBytesMax / std::max<uint64_t>(1, WholeBlockBytes(prompt.model)));
-  const uint32_t step =
-      flags.inline_bytes ? static_cast<uint32_t>(inline_blocks) : kReserveBlocksMax;
+  const uint32_t step = over_wire ? static_cast<uint32_t>(inline_blocks) : kReserveBlocksMax;
   Progress progress("put", outcome.blocks);
   while (lease->end() < outcome.blocks) {
     const uint32_t count_max = std::min(step, outcome.blocks - lease->end());
-    absl::StatusOr<v1::LeaseState> put = flags.inline_bytes
-                                             ? PutOverWire(*lease, prompt, source, count_max)
-                                             : PutInPlace(*lease, prompt, source, count_max);
+    absl::StatusOr<v1::LeaseState> put = over_wire ? PutOverWire(*lease, prompt, source, count_max)
+                                                   : PutInPlace(*lease, prompt, source, count_max);
     if (!put.ok()) return put.status();
     outcome.durable = put->durable_blocks();
     progress.Update(lease->end());

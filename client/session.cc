@@ -45,5 +45,12 @@ std::span<std::byte> Session::Arena(uint32_t arena) const {
   return state_ == nullptr ? std::span<std::byte>() : state_->ArenaBytes(arena);
 }
 
+absl::StatusOr<DeviceArena> Session::Device(uint32_t arena) const {
+  if (state_ == nullptr) return NotHeld();
+  return state_->DeviceArenaOf(arena);
+}
+
+bool Session::HasDeviceArenas() const { return state_ != nullptr && state_->HasDeviceArenas(); }
+
 }  // namespace client
 }  // namespace larder

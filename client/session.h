@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
@@ -36,6 +37,14 @@ struct SessionOptions {
   // False: no hand-over. Blocks cannot be read or written in place, only by inline Put and
   // Download; for daemons on another host.
   bool map_arenas = true;
+};
+
+// A GPU arena in a device's memory, opened in this process: for kernels and copies of the device's
+// primary context. The CPU can do nothing with the address.
+struct DeviceArena {
+  uint64_t address = 0;  // of offset 0; a CUdeviceptr
+  uint64_t bytes = 0;
+  std::string device;  // "GPU-..." as nvidia-smi -L names it
 };
 
 struct LookupOptions {
@@ -84,9 +93,15 @@ class Session {
   absl::StatusOr<Lease> Lookup(const v1::Model& model, std::span<const uint32_t> tokens,
                                const LookupOptions& options = {}) const;
 
-  // A whole mapped arena; empty where it is not mapped. For kernels, which take a base and
-  // offsets (Lease::places).
+  // A whole mapped arena; empty where it is not mapped or is a device's memory. For kernels, which
+  // take a base and offsets (Lease::places).
   std::span<std::byte> Arena(uint32_t arena) const;
+  // The same of an arena in a device's memory. NOT_FOUND: it is none. UNAVAILABLE: the session is
+  // lost, and with its daemon the memory. Otherwise why it is not open here: no driver, another
+  // device. Read HOST then: Prefetch and Reserve with TIER_HOST.
+  absl::StatusOr<DeviceArena> Device(uint32_t arena) const;
+  // Whether blocks in GPU are beyond the CPU's reach: put them inline, get them by Download.
+  bool HasDeviceArenas() const;
 
  private:
   friend class Client;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "storage/arena_cuda.h"
 
 namespace larder {
 inline namespace client {
@@ -75,7 +76,24 @@ absl::Status SessionState::MapArenas() {
 
 std::span<std::byte> SessionState::ArenaBytes(uint32_t arena) const {
   if (arena >= handover_.arenas.size() || handover_.arenas[arena] == nullptr) return {};
-  return {handover_.arenas[arena]->base(), handover_.arenas[arena]->bytes()};
+  return handover_.arenas[arena]->host_bytes();
+}
+
+absl::StatusOr<DeviceArena> SessionState::DeviceArenaOf(uint32_t arena) const {
+  if (absl::Status health = Health(); !health.ok()) return health;
+  if (arena < handover_.why.size() && !handover_.why[arena].ok()) return handover_.why[arena];
+  const auto* const opened = arena < handover_.arenas.size()
+                                 ? dynamic_cast<const CudaArena*>(handover_.arenas[arena].get())
+                                 : nullptr;
+  if (opened == nullptr) {
+    return absl::NotFoundError(absl::StrCat("arena ", arena, " is no device's memory"));
+  }
+  return DeviceArena{opened->pointer(), opened->bytes(), FormatCudaUuid(opened->device().uuid())};
+}
+
+bool SessionState::HasDeviceArenas() const {
+  return std::any_of(handover_.descriptions.begin(), handover_.descriptions.end(),
+                     [](const wire::HandoverArena& a) { return a.kind == wire::kCudaIpc; });
 }
 
 void SessionState::ReadEvents() {

@@ -53,8 +53,10 @@ class SessionState {
   bool draining() const { return draining_.load(std::memory_order_relaxed); }
   absl::Status Health() const ABSL_LOCKS_EXCLUDED(mutex_);
   const Rpc& rpc() const { return *rpc_; }
-  // Empty where it is not mapped.
+  // Empty where it is not mapped, or is a device's memory.
   std::span<std::byte> ArenaBytes(uint32_t arena) const;
+  absl::StatusOr<DeviceArena> DeviceArenaOf(uint32_t arena) const;
+  bool HasDeviceArenas() const;
 
   // A unary call of this session: not sent when the session is lost.
   template <typename Request, typename Response>

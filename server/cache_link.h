@@ -27,6 +27,10 @@ class CacheLink {
     absl::ReaderMutexLock lock(&mu_);
     if (cache_ != nullptr) cache_->OnMoveDone(id, std::move(status));
   }
+  void LoseGpu() ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::ReaderMutexLock lock(&mu_);
+    if (cache_ != nullptr) cache_->LoseGpu();
+  }
   void SetNvmeWritable(bool writable) ABSL_LOCKS_EXCLUDED(mu_) {
     absl::ReaderMutexLock lock(&mu_);
     if (cache_ != nullptr) cache_->SetNvmeWritable(writable);

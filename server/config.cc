@@ -8,12 +8,15 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "proto/larder/v1/handover.h"
 #include "server/listen.h"
+#include "storage/arena_cuda.h"
 #include "storage/units.h"
 
 namespace larder {
@@ -95,8 +98,23 @@ bool ApplyMode(Config& config, const std::string& text) {
 }
 
 bool ApplyGpu(Config& config, const std::string& text) {
+  constexpr std::string_view kCuda = "cuda";
+  config.gpu_devices.clear();
+  if (text == kCuda || absl::StartsWith(text, "cuda:")) {
+    config.gpu = GpuBackend::kCuda;
+    if (text == kCuda) return true;
+    config.gpu_devices = absl::StrSplit(text.substr(kCuda.size() + 1), ',');
+    return config.gpu_devices.size() <= wire::kGpuRanksMax &&
+           !absl::c_linear_search(config.gpu_devices, "");
+  }
   config.gpu = text == "emulated" ? GpuBackend::kEmulated : GpuBackend::kNone;
   return text == "emulated" || text == "none";
+}
+
+bool ApplyGpuReserve(Config& config, const std::string& text) {
+  const std::optional<uint64_t> bytes = ParseBytes(text);
+  config.gpu_reserve = bytes.value_or(0);
+  return bytes && *bytes <= kTierBytesMax;
 }
 
 bool ApplyLowWater(Config& config, const std::string& text) {
@@ -161,14 +179,20 @@ const std::vector<Setting>& Settings() {
        "Socket that hands the arenas to workers; '@name' for the abstract namespace",
        "an absolute path or @name, at most 107 bytes", ApplyHandover},
       {"--gpu", "KIND", kTiers, "none",
-       "GPU tier: none, or emulated in shared memory (for tests and demos)", "none or emulated",
-       ApplyGpu},
+       "GPU tier: none; cuda, in the memory of the first NVIDIA device, or cuda:1, or "
+       "cuda:GPU-6c8f2b1e-... (nvidia-smi -L), without which the daemon runs on and says so; or "
+       "emulated in shared memory, for tests and demos. Devices of several ranks with commas",
+       "none, cuda, cuda:DEVICE,... by number or UUID, or emulated", ApplyGpu},
       {"--gpu-bytes", "SIZE", kTiers, "", "Size of the GPU tier, of each rank", kSizes,
        TierBytes(&Config::gpu_bytes)},
       {"--gpu-ranks", "N", kTiers, "1",
        "GPU memories, each of --gpu-bytes: one a tensor-parallel rank; a model has at most so "
        "many shards, and one of fewer uses the first",
        "1 to 16", Number(&Config::gpu_ranks, 1, wire::kGpuRanksMax)},
+      {"--gpu-reserve", "SIZE", kTiers, "4GiB",
+       "With cuda: what must be free on each device beyond the tier when the daemon starts, for "
+       "the weights and buffers of workers that start later",
+       "0 to 16TiB", ApplyGpuReserve},
       {"--host-bytes", "SIZE", kTiers, "1GiB", "Size of the HOST tier, taken at start", kSizes,
        TierBytes(&Config::host_bytes)},
       {"--huge-pages", "BOOL", kTiers, "true", "Try huge pages for the arenas", kSwitch,
@@ -256,6 +280,37 @@ std::optional<CommandLine> CheckSockets(const Config& config) {
   return std::nullopt;
 }
 
+std::optional<CommandLine> CheckGpu(Config& config) {
+  constexpr std::string_view kKey = "--gpu-bytes (LARDER_GPU_BYTES)";
+  if (config.gpu != GpuBackend::kNone && config.gpu_bytes == 0) {
+    return Mistake(kKey, "", "needed with --gpu");
+  }
+  if (config.gpu == GpuBackend::kNone && config.gpu_bytes != 0) {
+    return Mistake(kKey, FormatBytes(config.gpu_bytes), "allowed only with --gpu");
+  }
+  constexpr std::string_view kRanksKey = "--gpu-ranks (LARDER_GPU_RANKS)";
+  if (config.gpu == GpuBackend::kNone && config.gpu_ranks != 1) {
+    return Mistake(kRanksKey, std::to_string(config.gpu_ranks), "allowed only with --gpu");
+  }
+  if (config.gpu != GpuBackend::kCuda) return std::nullopt;
+  if (config.gpu_bytes < kCudaArenaGranule) {
+    return Mistake(kKey, FormatBytes(config.gpu_bytes), "at least 2MiB with --gpu=cuda");
+  }
+  config.gpu_bytes -= config.gpu_bytes % kCudaArenaGranule;
+  if (config.gpu_devices.empty()) {
+    for (uint32_t rank = 0; rank < config.gpu_ranks; ++rank) {
+      config.gpu_devices.push_back(std::to_string(rank));
+    }
+  }
+  const auto devices = static_cast<uint32_t>(config.gpu_devices.size());
+  if (config.gpu_ranks == 1) config.gpu_ranks = devices;
+  if (config.gpu_ranks != devices) {
+    return Mistake(kRanksKey, std::to_string(config.gpu_ranks),
+                   "as many as --gpu names devices: " + std::to_string(devices));
+  }
+  return std::nullopt;
+}
+
 // What no single setting can tell. nullopt: all is well.
 std::optional<CommandLine> CheckTogether(Config& config) {
   for (const std::string& text : config.listen) {
@@ -266,17 +321,7 @@ std::optional<CommandLine> CheckTogether(Config& config) {
           "TCP is in plain text: allowed on loopback, beyond it only with --insecure-tcp");
     }
   }
-  if (config.gpu == GpuBackend::kEmulated && config.gpu_bytes == 0) {
-    return Mistake("--gpu-bytes (LARDER_GPU_BYTES)", "", "needed with --gpu=emulated");
-  }
-  if (config.gpu == GpuBackend::kNone && config.gpu_bytes != 0) {
-    return Mistake("--gpu-bytes (LARDER_GPU_BYTES)", FormatBytes(config.gpu_bytes),
-                   "allowed only with --gpu=emulated");
-  }
-  if (config.gpu == GpuBackend::kNone && config.gpu_ranks != 1) {
-    return Mistake("--gpu-ranks (LARDER_GPU_RANKS)", std::to_string(config.gpu_ranks),
-                   "allowed only with --gpu=emulated");
-  }
+  if (std::optional<CommandLine> mistake = CheckGpu(config)) return mistake;
   if (config.nvme_dir.empty() != (config.nvme_bytes == 0)) {
     return config.nvme_dir.empty()
                ? Mistake("--nvme-bytes (LARDER_NVME_BYTES)", FormatBytes(config.nvme_bytes),
@@ -374,6 +419,7 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
   }
   Config config;
   config.host_bytes = uint64_t{1} << 30;
+  config.gpu_reserve = uint64_t{4} << 30;
   for (size_t i = 0; i < values.size(); ++i) {
     const Setting& setting = Settings()[i];
     for (const std::string& value : values[i]) {

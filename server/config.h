@@ -20,7 +20,7 @@
 
 namespace larder {
 
-enum class GpuBackend { kNone, kEmulated };
+enum class GpuBackend { kNone, kEmulated, kCuda };
 
 struct Config {
   std::vector<std::string> listen;  // unix:/path, unix-abstract:name or host:port
@@ -28,8 +28,10 @@ struct Config {
   uint32_t socket_mode = 0660;      // of the unix sockets
   std::string handover_socket;      // path, or '@' and an abstract name; never empty
   GpuBackend gpu = GpuBackend::kNone;
-  uint64_t gpu_bytes = 0;  // of each rank
+  std::vector<std::string> gpu_devices;  // of kCuda, by rank, as CudaDevice::Open takes them
+  uint64_t gpu_bytes = 0;                // of each rank; of kCuda a multiple of 2 MiB
   uint32_t gpu_ranks = 1;
+  uint64_t gpu_reserve = 0;  // of each device, left to others at the start
   uint64_t host_bytes = 0;
   bool huge_pages = true;
   uint32_t prefault_threads = 0;  // 0: one a CPU

@@ -17,6 +17,7 @@
 #include "server/cache/cache.h"
 #include "server/cache/eviction_policy.h"
 #include "server/cache_link.h"
+#include "server/gpu_tier.h"
 #include "server/listen.h"
 #include "server/metrics.h"
 #include "server/rpc/rpc_server.h"
@@ -69,6 +70,7 @@ class Daemon::Impl {
  private:
   absl::Status PrepareSocketFiles();
   absl::Status CreateArenas();
+  absl::Status CreateGpuTier();
   absl::Status OpenNvme();
   void CreateCache();
   absl::Status Recover();
@@ -79,6 +81,9 @@ class Daemon::Impl {
   std::array<TierDescription, kTierCount> DescribeTiers() const;
   std::optional<Sessions::Peer> PeerOf(SessionId session) const;
   std::string GpuSize() const;
+  uint32_t ranks() const {
+    return gpu_ == nullptr ? 0 : static_cast<uint32_t>(gpu_->arenas().size());
+  }
 
   const Config config_;
   const DaemonHooks hooks_;
@@ -86,8 +91,9 @@ class Daemon::Impl {
   const SteadyClock clock_;
   CacheLink link_;
   CallStats calls_;
-  std::vector<std::unique_ptr<Arena>> gpus_;  // by rank; none: no such tier
   std::unique_ptr<Arena> host_;
+  std::unique_ptr<GpuTier> gpu_;  // null: no such tier
+  std::string gpu_missing_;       // why, where one was asked for
   std::unique_ptr<NvmeStore> nvme_;
   std::unique_ptr<StorageMover> mover_;
   std::unique_ptr<Cache> cache_;
@@ -130,32 +136,49 @@ absl::Status Daemon::Impl::PrepareSocketFiles() {
 }
 
 absl::Status Daemon::Impl::CreateArenas() {
-  const auto create = [this](std::string name, uint64_t bytes) {
-    return Arena::Create({.name = std::move(name),
-                          .bytes = bytes,
-                          .huge_pages = config_.huge_pages,
-                          .prefault_threads = static_cast<int>(config_.prefault_threads)});
-  };
   const absl::Time start = absl::Now();
-  if (config_.gpu == GpuBackend::kEmulated) {
-    for (uint32_t rank = 0; rank < config_.gpu_ranks; ++rank) {
-      absl::StatusOr<std::unique_ptr<Arena>> gpu =
-          create(absl::StrCat("larder-gpu-", rank), config_.gpu_bytes);
-      if (!gpu.ok()) return Annotate(gpu.status(), "gpu-bytes");
-      gpus_.push_back(*std::move(gpu));
-    }
-  } else {
-    Log(LogLevel::kInfo, "no GPU tier: built without CUDA, workers read HOST blocks in place");
-  }
-  absl::StatusOr<std::unique_ptr<Arena>> host = create("larder-host", config_.host_bytes);
+  absl::StatusOr<std::unique_ptr<Arena>> host =
+      Arena::Create({.name = "larder-host",
+                     .bytes = config_.host_bytes,
+                     .huge_pages = config_.huge_pages,
+                     .prefault_threads = static_cast<int>(config_.prefault_threads)});
   if (!host.ok()) return Annotate(host.status(), "host-bytes");
   host_ = *std::move(host);
+  if (absl::Status status = CreateGpuTier(); !status.ok()) return status;
   Log(LogLevel::kInfo, "arenas ready",
-      {{"gpu_bytes", config_.gpu_bytes},
-       {"gpu_ranks", gpus_.size()},
+      {{"gpu_bytes", gpu_ == nullptr ? 0 : gpu_->bytes()},
+       {"gpu_ranks", gpu_ == nullptr ? 0 : gpu_->arenas().size()},
        {"host_bytes", config_.host_bytes},
        {"huge_pages", host_->huge_pages() ? "yes" : "no"},
        {"took_ms", absl::ToInt64Milliseconds(absl::Now() - start)}});
+  return absl::OkStatus();
+}
+
+// A GPU that is missing or broken costs its tier, not the daemon; one that is too small is a
+// setting to be changed.
+absl::Status Daemon::Impl::CreateGpuTier() {
+  if (config_.gpu == GpuBackend::kNone) {
+    Log(LogLevel::kInfo, "no GPU tier: none asked for, workers read HOST blocks in place");
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::unique_ptr<GpuTier>> gpu =
+      GpuTier::Create(config_, *host_, [this](const absl::Status& why) {
+        Log(LogLevel::kError, "gpu lost, its tier is given up until a restart",
+            {{"why", std::string(why.message())}});
+        link_.LoseGpu();
+      });
+  if (gpu.ok()) {
+    gpu_ = *std::move(gpu);
+    return absl::OkStatus();
+  }
+  const absl::Status& status = gpu.status();
+  if (config_.gpu == GpuBackend::kEmulated || absl::IsResourceExhausted(status) ||
+      absl::IsInvalidArgument(status)) {
+    return Annotate(status, "gpu-bytes");
+  }
+  gpu_missing_ = std::string(status.message());
+  Log(LogLevel::kError, "no GPU tier: the device is missing or broken, running without",
+      {{"why", gpu_missing_}});
   return absl::OkStatus();
 }
 
@@ -189,7 +212,10 @@ Cache::TierOptions Daemon::Impl::TierOptionsOf(uint64_t bytes) const {
 
 void Daemon::Impl::CreateCache() {
   StorageMover::Options moves;
-  for (const auto& gpu : gpus_) moves.gpus.push_back(gpu.get());
+  if (gpu_ != nullptr) {
+    for (const auto& arena : gpu_->arenas()) moves.gpus.push_back(arena.get());
+    moves.copier = gpu_->copier();
+  }
   moves.host = host_.get();
   moves.nvme = nvme_.get();
   moves.copy_threads = static_cast<int>(config_.copy_threads);
@@ -197,8 +223,8 @@ void Daemon::Impl::CreateCache() {
       moves, [this](MoveId id, absl::Status status) { link_.OnMoveDone(id, std::move(status)); });
 
   Cache::Options options;
-  options.tiers[Index(Tier::kGpu)] = TierOptionsOf(gpus_.empty() ? 0 : gpus_[0]->bytes());
-  if (!gpus_.empty()) options.gpu_ranks = static_cast<uint32_t>(gpus_.size());
+  options.tiers[Index(Tier::kGpu)] = TierOptionsOf(gpu_ == nullptr ? 0 : gpu_->bytes());
+  if (gpu_ != nullptr) options.gpu_ranks = ranks();
   options.tiers[Index(Tier::kHost)] = TierOptionsOf(host_->bytes());
   options.tiers[Index(Tier::kNvme)] = TierOptionsOf(nvme_ == nullptr ? 0 : nvme_->bytes());
   if (nvme_ != nullptr) options.tiers[Index(Tier::kNvme)].slab_bytes = nvme_->slab_bytes();
@@ -210,6 +236,7 @@ void Daemon::Impl::CreateCache() {
   cache_ = std::make_unique<Cache>(options, clock_, *mover_, MakeLruPolicy());
   link_.Connect(cache_.get());
   if (nvme_ != nullptr && nvme_->health().degraded) cache_->SetNvmeWritable(false);
+  if (gpu_ != nullptr && !gpu_->health().ok()) cache_->LoseGpu();
 }
 
 absl::Status Daemon::Impl::Recover() {
@@ -241,17 +268,16 @@ absl::Status Daemon::Impl::StartHandover() {
   options.socket_path = config_.handover_socket;
   options.mode = config_.socket_mode;
   options.boot_id = boot_id_;
-  const auto add = [&](Tier tier, uint32_t number, uint32_t rank, const Arena& arena) {
-    HandoverServer::ArenaExport exported;
+  const auto add = [&options](Tier tier, uint32_t number, uint32_t rank, const Arena& arena) {
+    HandoverServer::ArenaExport exported{arena.Description(), arena.fd()};
     exported.description.arena = number;
     exported.description.tier = static_cast<uint32_t>(Index(tier)) + 1;
-    exported.description.kind = wire::kMemfd;
     exported.description.rank = rank;
-    exported.description.bytes = arena.bytes();
-    exported.fd = arena.fd();
     options.arenas.push_back(exported);
   };
-  for (uint32_t rank = 0; rank < gpus_.size(); ++rank) add(Tier::kGpu, rank, rank, *gpus_[rank]);
+  for (uint32_t rank = 0; rank < ranks(); ++rank) {
+    add(Tier::kGpu, rank, rank, *gpu_->arenas()[rank]);
+  }
   add(Tier::kHost, wire::kHostArena, 0, *host_);
   // One for each process of a session's group.
   options.connections_max = static_cast<int>(config_.sessions_max * config_.gpu_ranks);
@@ -278,10 +304,19 @@ absl::Status Daemon::Impl::StartRpc() {
                                                         .version = LARDER_VERSION,
                                                         .started = absl::Now(),
                                                         .gpus = {},
-                                                        .host = {},
+                                                        .host = host_->host_bytes(),
+                                                        .read_gpu = nullptr,
                                                         .describe_tiers = nullptr});
-  for (const auto& gpu : gpus_) context_->gpus.push_back({gpu->base(), gpu->bytes()});
-  context_->host = {host_->base(), host_->bytes()};
+  if (gpu_ != nullptr && gpu_->copier() == nullptr) {
+    for (const auto& arena : gpu_->arenas()) context_->gpus.push_back(arena->host_bytes());
+  } else if (gpu_ != nullptr) {
+    context_->read_gpu = [this](uint32_t rank, uint64_t offset, std::span<std::byte> to,
+                                Copier::DoneFn done) {
+      gpu_->copier()->Copy(Copier::Direction::kToHost,
+                           {{rank, gpu_->arenas()[rank]->base() + offset, to.data(), to.size()}},
+                           std::move(done));
+    };
+  }
   context_->describe_tiers = [this] { return DescribeTiers(); };
 
   // Made with its final mode, so that nobody else gets in between bind and chmod.
@@ -306,23 +341,28 @@ absl::Status Daemon::Impl::StartMetrics() {
 
 std::array<TierDescription, kTierCount> Daemon::Impl::DescribeTiers() const {
   std::array<TierDescription, kTierCount> tiers;
-  if (!gpus_.empty()) {
-    tiers[Index(Tier::kGpu)] = {"emulated", "OK", "", static_cast<uint32_t>(gpus_.size())};
+  TierDescription& gpu = tiers[Index(Tier::kGpu)];
+  if (gpu_ != nullptr) {
+    const absl::Status health = gpu_->health();
+    gpu = {gpu_->backend(),
+           health.ok() ? "OK" : absl::StrCat("DEGRADED: lost until a restart: ", health.message()),
+           "", ranks()};
+  } else if (!gpu_missing_.empty()) {
+    gpu.health = absl::StrCat("ABSENT: ", gpu_missing_);
   }
   tiers[Index(Tier::kHost)] = {"memfd", "OK"};
   if (nvme_ != nullptr) {
     const NvmeStore::Health health = nvme_->health();
-    tiers[Index(Tier::kNvme)] = {"file",
-                                 health.degraded ? absl::StrCat("DEGRADED: ", health.why) : "OK",
-                                 nvme_->io()};
+    tiers[Index(Tier::kNvme)] = {
+        "file", health.degraded ? absl::StrCat("DEGRADED: ", health.why) : "OK", nvme_->io()};
   }
   return tiers;
 }
 
 // "64 MiB", or of several ranks "4 x 64 MiB".
 std::string Daemon::Impl::GpuSize() const {
-  const std::string each = FormatBytes(gpus_[0]->bytes());
-  return gpus_.size() == 1 ? each : absl::StrCat(gpus_.size(), " x ", each);
+  const std::string each = FormatBytes(gpu_->bytes());
+  return ranks() == 1 ? each : absl::StrCat(ranks(), " x ", each);
 }
 
 std::string Daemon::Impl::Summary() const {
@@ -336,7 +376,10 @@ std::string Daemon::Impl::Summary() const {
         tcp ? absl::StrCat(given.substr(0, given.rfind(':') + 1), rpc_->ports()[i]) : given);
   }
   absl::StrAppend(&text, " (GPU ",
-                  gpus_.empty() ? "none" : absl::StrCat("emulated ", GpuSize()), ", HOST ", FormatBytes(host_->bytes()), ", NVME ",
+                  gpu_ != nullptr
+                      ? absl::StrCat(gpu_->backend(), " ", GpuSize())
+                      : absl::StrCat("none", gpu_missing_.empty() ? "" : ": ", gpu_missing_),
+                  ", HOST ", FormatBytes(host_->bytes()), ", NVME ",
                   nvme_ == nullptr ? "none" : FormatBytes(nvme_->bytes()), ")");
   return text;
 }

@@ -86,7 +86,7 @@ Cache::~Cache() {
 
 absl::StatusOr<Tier> Cache::MemoryTier(std::optional<Tier> tier) const {
   if (!tier.has_value()) {
-    return options_.tiers[0].bytes > 0 ? Tier::kGpu : Tier::kHost;
+    return options_.tiers[0].bytes > 0 && !gpu_lost_ ? Tier::kGpu : Tier::kHost;
   }
   if (*tier == Tier::kNvme) {
     return absl::InvalidArgumentError("tier: NVME given, allowed are GPU and HOST");
@@ -94,6 +94,9 @@ absl::StatusOr<Tier> Cache::MemoryTier(std::optional<Tier> tier) const {
   if (options_.tiers[larder::Index(*tier)].bytes == 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("tier: this daemon has no ", std::string(TierName(*tier)), " tier"));
+  }
+  if (*tier == Tier::kGpu && gpu_lost_) {
+    return absl::UnavailableError("tier: GPU given, but its device is lost; HOST is left");
   }
   return *tier;
 }
@@ -300,6 +303,11 @@ void Cache::SetNvmeWritable(bool writable) {
   s_->nvme_writable = writable;
   if (!writable) FailFlushes(NvmeTakesNoWrites());
   for (Hop& hop : s_->hops) hop.refused = false;
+}
+
+void Cache::LoseGpu() {
+  Section section(*this);  // its cleaner begins to drop the copies
+  gpu_lost_ = true;
 }
 
 }  // namespace larder

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -283,6 +284,12 @@ class Cache {
   // Writing to NVME stops and starts again; reads of healthy slots go on.
   void SetNvmeWritable(bool writable);
 
+  // --- GPU -----------------------------------------------------------------------------
+
+  // The GPU tier's device has failed for good. Nothing new goes there; its copies are dropped,
+  // those that somebody reads once they are let go.
+  void LoseGpu();
+
   // --- People --------------------------------------------------------------------------
 
   CacheStats Stats() const;
@@ -420,6 +427,7 @@ class Cache {
   // cache_cleaner.cc
   void CleanLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CleanGpu(ModelState& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropLostGpu(ModelState& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CleanHost(ModelState& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WriteBehind(ModelState& model) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Progress WriteDown(ModelState& model, TreeNode* node, uint32_t end, MoveClass move_class)
@@ -445,6 +453,8 @@ class Cache {
   const Clock& clock_;
   Mover& mover_;
   const std::unique_ptr<EvictionPolicy> policy_;
+
+  std::atomic<bool> gpu_lost_ = false;  // once true, it stays so
 
   mutable absl::Mutex mu_;
   const std::unique_ptr<State> s_ ABSL_PT_GUARDED_BY(mu_);

@@ -1,6 +1,7 @@
 // The cleaner: keeps slots free ahead of need, and writes blocks down before they must go.
 //
-//   GPU   below its low-water mark, the coldest leaves are copied to HOST and then dropped
+//   GPU   below its low-water mark, the coldest leaves are copied to HOST and then dropped; of a
+//         device that is lost all that nobody reads
 //   HOST  every block that is not on NVME is written there, ancestors first, unless its
 //         conversation is finished (README.md has what that saves and costs); below the
 //         low-water mark, copies that GPU has too are dropped, then the coldest durable leaves
@@ -45,7 +46,14 @@ void Cache::CleanLocked() {
   }
 }
 
+// What nobody reads goes from a device that is lost, in turns, as rule 6 of README.md asks.
+void Cache::DropLostGpu(ModelState& model) {
+  int left = 512;
+  while (left > 0 && MakeRoom(model, Tier::kGpu, /*drop_dirty=*/true)) --left;
+}
+
 void Cache::CleanGpu(ModelState& model) {
+  if (gpu_lost_) return DropLostGpu(model);
   const SlotAllocator& slots = s_->tiers[larder::Index(Tier::kGpu)].slots;
   const SlotAllocator::Pool pool = model.pool[larder::Index(Tier::kGpu)];
   const uint64_t low = LowWaterSlots(model, Tier::kGpu);

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/cache/cache.h"
 #include "server/rpc/call_stats.h"
@@ -39,6 +40,11 @@ struct RpcContext {
   // The bytes of GPU, by rank, and of HOST. None: not readable here.
   std::vector<std::span<std::byte>> gpus;
   std::span<std::byte> host;
+  // Copies from the memory of a rank that is a device's: from `offset` in it, as many bytes as
+  // `to` has. `done` is called from another thread. Null where `gpus` are, or no GPU tier is.
+  std::function<void(uint32_t rank, uint64_t offset, std::span<std::byte> to,
+                     std::function<void(absl::Status)> done)>
+      read_gpu;
   std::function<std::array<TierDescription, kTierCount>()> describe_tiers;
 
   // A block's bytes from `offset` on, as far as they lie together: in HOST to the block's end, in
@@ -49,7 +55,8 @@ struct RpcContext {
     }
     const uint64_t rank = offset / model.block_bytes;
     if (ref.tier != Tier::kGpu || rank >= gpus.size()) return {};
-    return gpus[rank].subspan(ref.slot.offset(), model.block_bytes)
+    return gpus[rank]
+        .subspan(ref.slot.offset(), model.block_bytes)
         .subspan(offset % model.block_bytes);
   }
 };

@@ -34,13 +34,13 @@ grpc::Slice EncodeHeader(uint32_t position, uint64_t offset, uint64_t block_byte
   return grpc::Slice(buffer.data(), static_cast<size_t>(at - buffer.data()));
 }
 
-// Refers to the arena; the pin lives as long as the slice.
-grpc::Slice PinnedSlice(const std::byte* bytes, uint64_t size, std::shared_ptr<PathHold> pin) {
-  using Pin = std::shared_ptr<PathHold>;
-  // gRPC only reads from slices that it sends, though its type says otherwise.
+// Refers to memory that `owner` keeps: the pin of a block in an arena, or a bounce buffer.
+template <typename T>
+grpc::Slice OwnedSlice(std::span<std::byte> bytes, std::shared_ptr<T> owner) {
+  using Owner = std::shared_ptr<T>;
   return grpc::Slice(
-      const_cast<std::byte*>(bytes), size, [](void* owner) { delete static_cast<Pin*>(owner); },
-      new Pin(std::move(pin)));
+      bytes.data(), bytes.size(), [](void* kept) { delete static_cast<Owner*>(kept); },
+      new Owner(std::move(owner)));
 }
 
 }  // namespace
@@ -132,17 +132,48 @@ void DownloadReactor::Advance(uint32_t signals) {
   if (queue_.empty()) {
     End(result_);
   } else {
-    WriteChunk();
+    Send();
   }
 }
 
-void DownloadReactor::WriteChunk() {
+void DownloadReactor::Send() {
   const Readable& block = queue_.front();
   const std::span<std::byte> bytes = context_.BytesOf(model_, block.at, offset_);
-  const uint64_t size = std::min<uint64_t>(kChunkBytesMax, bytes.size());
+  if (!bytes.empty()) {
+    const uint64_t size = std::min<uint64_t>(kChunkBytesMax, bytes.size());
+    WriteChunk(OwnedSlice(bytes.first(size), hold_));
+  } else if (bounce_ == nullptr) {
+    FillBounce(block.at.slot);
+  } else if (bounce_->done) {
+    const std::shared_ptr<Bounce> bounce = std::move(bounce_);
+    if (!bounce->status.ok()) {
+      End(absl::Status(bounce->status.code(),
+                       absl::StrCat("block ", block.position,
+                                    " could not be read: ", bounce->status.message())));
+      return;
+    }
+    WriteChunk(OwnedSlice(bounce->bytes, bounce));
+  }
+}
+
+// The pin stays until the device has read the block, cancelled or not.
+void DownloadReactor::FillBounce(Slot slot) {
+  const auto rank = static_cast<uint32_t>(offset_ / model_.block_bytes);
+  const uint64_t in_part = offset_ % model_.block_bytes;
+  bounce_ = std::make_shared<Bounce>();
+  bounce_->bytes.resize(std::min<uint64_t>(kChunkBytesMax, model_.block_bytes - in_part));
+  context_.read_gpu(rank, slot.offset() + in_part, bounce_->bytes,
+                    [weak = weak_from_this(), bounce = bounce_, pin = hold_](absl::Status status) {
+                      bounce->status = std::move(status);
+                      bounce->done = true;
+                      if (const auto self = weak.lock()) self->Signal(kStepNews);
+                    });
+}
+
+void DownloadReactor::WriteChunk(const grpc::Slice& bytes) {
+  const uint64_t size = bytes.size();
   const std::array<grpc::Slice, 2> slices = {
-      EncodeHeader(block.position, offset_, model_.WholeBlockBytes(), size),
-      PinnedSlice(bytes.data(), size, hold_)};
+      EncodeHeader(queue_.front().position, offset_, model_.WholeBlockBytes(), size), bytes};
   chunk_ = grpc::ByteBuffer(slices.data(), slices.size());
   offset_ += size;
   if (offset_ == model_.WholeBlockBytes()) {

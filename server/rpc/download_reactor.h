@@ -5,7 +5,8 @@
 //                                  chunk <- 1 MiB of one block, straight from its arena
 //
 // A chunk is a DownloadChunk written by hand: a few bytes of header, then a slice that refers
-// to the arena. gRPC sends it without a copy of ours; the slice owns a share of the pin.
+// to the arena. gRPC sends it without a copy of ours; the slice owns a share of the pin. Of a block
+// in a device's memory the slice is a bounce buffer, which the device fills before the write.
 //
 // Thread safety: see stream_reactor.h.
 //
@@ -17,9 +18,11 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "larder/v1/kv_cache.pb.h"
 #include "server/rpc/context.h"
@@ -39,6 +42,12 @@ class DownloadReactor final : public StreamReactor<grpc::ByteBuffer> {
     uint32_t position = 0;
     SlotRef at;
   };
+  // A chunk's bytes on their way from the device.
+  struct Bounce {
+    std::vector<std::byte> bytes;
+    absl::Status status;  // once `done`
+    std::atomic<bool> done = false;
+  };
 
   void Advance(uint32_t signals) override;
   void Cancelled() override;
@@ -48,7 +57,10 @@ class DownloadReactor final : public StreamReactor<grpc::ByteBuffer> {
   // Queues what became readable; false when nothing has and there is more to come.
   bool Poll();
   void Queue(const SlotRun& run);
-  void WriteChunk();
+  // Writes the next chunk, or asks for its bytes first.
+  void Send();
+  void FillBounce(Slot slot);
+  void WriteChunk(const grpc::Slice& bytes);
 
   const RpcContext& context_;
   const grpc::ByteBuffer& raw_request_;
@@ -60,8 +72,9 @@ class DownloadReactor final : public StreamReactor<grpc::ByteBuffer> {
   uint32_t end_ = 0;  // block past the last wanted one
   Model model_;
   std::deque<Readable> queue_;
-  uint64_t offset_ = 0;  // in the first queued block: what was sent of it
-  absl::Status result_;  // once prefetch_ is gone
+  uint64_t offset_ = 0;             // in the first queued block: what was sent of it
+  std::shared_ptr<Bounce> bounce_;  // null: none is on its way
+  absl::Status result_;             // once prefetch_ is gone
   grpc::ByteBuffer chunk_;
 };
 

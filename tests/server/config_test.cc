@@ -108,7 +108,10 @@ TEST(Config, BadValuesNameKeyValueAndWhatIsAllowed) {
   ExpectMistake({"--host-bytes=17TiB"}, {"'17TiB'"});
   ExpectMistake({"--nvme-write-limit=200MB"}, {"--nvme-write-limit", "'200MB'", "1MiB or more"});
   ExpectMistake({"--nvme-write-limit-day=4096"}, {"LARDER_NVME_WRITE_LIMIT_DAY", "'4096'"});
-  ExpectMistake({"--gpu=cuda"}, {"--gpu", "'cuda'", "none or emulated"});
+  ExpectMistake({"--gpu=cuda:"}, {"--gpu", "'cuda:'", "cuda:DEVICE"});
+  ExpectMistake({"--gpu=cuda:0,,1"}, {"--gpu", "'cuda:0,,1'", "or emulated"});
+  ExpectMistake({"--gpu=vulkan"}, {"--gpu", "'vulkan'", "none, cuda"});
+  ExpectMistake({"--gpu-reserve=lots"}, {"--gpu-reserve", "'lots'", "0 to 16TiB"});
   ExpectMistake({"--socket-mode=0888"}, {"'0888'", "octal"});
   ExpectMistake({"--socket-mode=1777"}, {"'1777'"});
   ExpectMistake({"--listen=unix:relative"}, {"'unix:relative'", "unix:/path"});
@@ -133,9 +136,9 @@ TEST(Config, BadVariablesToo) {
 }
 
 TEST(Config, SettingsMustFitTogether) {
-  ExpectMistake({"--gpu=emulated"}, {"--gpu-bytes", "needed with --gpu=emulated"});
-  ExpectMistake({"--gpu-bytes=64MiB"}, {"'64 MiB'", "allowed only with --gpu=emulated"});
-  ExpectMistake({"--gpu-ranks=2"}, {"--gpu-ranks", "'2'", "allowed only with --gpu=emulated"});
+  ExpectMistake({"--gpu=emulated"}, {"--gpu-bytes", "needed with --gpu"});
+  ExpectMistake({"--gpu-bytes=64MiB"}, {"'64 MiB'", "allowed only with --gpu"});
+  ExpectMistake({"--gpu-ranks=2"}, {"--gpu-ranks", "'2'", "allowed only with --gpu"});
   for (const char* ranks : {"0", "17", "two"}) {
     ExpectMistake({"--gpu=emulated", "--gpu-bytes=64MiB", std::string("--gpu-ranks=") + ranks},
                   {"--gpu-ranks (LARDER_GPU_RANKS)", ranks, "1 to 16"});
@@ -166,6 +169,24 @@ TEST(Config, HandoverBesideAbstractAndTcp) {
   EXPECT_EQ(Parse({"--listen=127.0.0.1:0"}).config->handover_socket[0], '@');
 }
 
+TEST(Config, CudaDevices) {
+  const Config first = *Parse({"--gpu=cuda", "--gpu-bytes=7MiB"}).config;
+  EXPECT_EQ(first.gpu, GpuBackend::kCuda);
+  EXPECT_EQ(first.gpu_devices, std::vector<std::string>{"0"});
+  EXPECT_EQ(first.gpu_bytes, uint64_t{6} << 20);  // whole 2 MiB
+  EXPECT_EQ(first.gpu_reserve, uint64_t{4} << 30);
+  const Config ranks = *Parse({"--gpu=cuda", "--gpu-bytes=1GiB", "--gpu-ranks=3"}).config;
+  EXPECT_EQ(ranks.gpu_devices, (std::vector<std::string>{"0", "1", "2"}));
+  const Config named = *Parse({"--gpu=cuda:GPU-1,2", "--gpu-bytes=1GiB", "--gpu-reserve=0"}).config;
+  EXPECT_EQ(named.gpu_devices, (std::vector<std::string>{"GPU-1", "2"}));
+  EXPECT_EQ(named.gpu_ranks, 2u);
+  EXPECT_EQ(named.gpu_reserve, 0u);
+  ExpectMistake({"--gpu=cuda"}, {"--gpu-bytes", "needed with --gpu"});
+  ExpectMistake({"--gpu=cuda", "--gpu-bytes=1MiB"}, {"--gpu-bytes", "'1 MiB'", "at least 2MiB"});
+  ExpectMistake({"--gpu=cuda:0,1", "--gpu-bytes=1GiB", "--gpu-ranks=3"},
+                {"--gpu-ranks", "'3'", "2"});
+}
+
 TEST(Config, HelpNamesEverySetting) {
   const CommandLine result = Parse({"--help"});
   EXPECT_FALSE(result.config.has_value());
@@ -174,6 +195,7 @@ TEST(Config, HelpNamesEverySetting) {
   for (const char* part :
        {"--listen",          "LARDER_LISTEN", "--insecure-tcp", "--socket-mode",
         "--handover-socket", "--gpu",         "--gpu-bytes",    "--gpu-ranks",   "--host-bytes",
+        "--gpu-reserve",
         "--nvme-dir",        "--nvme-bytes",  "--low-water",    "--metrics",
         "--drain-timeout",   "--log-level",   "--log-json",     "--prefault-threads",
         "--models-max",      "--version",     "[1GiB]",         "Example:"}) {

@@ -84,6 +84,7 @@ TestServer::TestServer(bool nvme)
                                                         .started = absl::Now(),
                                                         .gpus = gpus,
                                                         .host = host,
+                                                        .read_gpu = nullptr,
                                                         .describe_tiers = nullptr});
   context_->describe_tiers = [] { return std::array<TierDescription, kTierCount>{}; };
   auto rpc = RpcServer::Start(*context_, {});

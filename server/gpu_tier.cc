@@ -1,0 +1,76 @@
+#include "server/gpu_tier.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/log.h"
+#include "storage/copier_cuda.h"
+
+namespace larder {
+namespace {
+
+absl::StatusOr<std::shared_ptr<CudaDevice>> OpenDevice(const std::string& which) {
+  CudaOr<std::shared_ptr<CudaDevice>> device = CudaDevice::Open(which);
+  if (device.ok()) return std::move(device.value);
+  const absl::Status status = FromCuda(device.status);
+  // A device that fell off its bus has no name any more: to us it is missing, not misspelt.
+  return absl::IsInvalidArgument(status) ? absl::FailedPreconditionError(status.message()) : status;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GpuTier>> GpuTier::Create(const Config& config, const Arena& host,
+                                                         LostFn on_lost) {
+  std::unique_ptr<GpuTier> tier(new GpuTier);
+  const absl::Status status = config.gpu == GpuBackend::kCuda
+                                  ? tier->CreateCuda(config, host, std::move(on_lost))
+                                  : tier->CreateEmulated(config);
+  if (!status.ok()) return status;
+  return tier;
+}
+
+absl::Status GpuTier::CreateEmulated(const Config& config) {
+  backend_ = "emulated";
+  for (uint32_t rank = 0; rank < config.gpu_ranks; ++rank) {
+    absl::StatusOr<std::unique_ptr<Arena>> arena =
+        Arena::Create({.name = absl::StrCat("larder-gpu-", rank),
+                       .bytes = config.gpu_bytes,
+                       .huge_pages = config.huge_pages,
+                       .prefault_threads = static_cast<int>(config.prefault_threads)});
+    if (!arena.ok()) return arena.status();
+    arenas_.push_back(*std::move(arena));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GpuTier::CreateCuda(const Config& config, const Arena& host, LostFn on_lost) {
+  backend_ = "cuda";
+  CudaCopier::Options options;
+  options.on_lost = std::move(on_lost);
+  for (const std::string& which : config.gpu_devices) {
+    absl::StatusOr<std::shared_ptr<CudaDevice>> device = OpenDevice(which);
+    if (!device.ok()) return device.status();
+    auto arena = CudaArena::Create(*device, config.gpu_bytes, config.gpu_reserve);
+    if (!arena.ok()) return arena.status();
+    auto registration = std::make_unique<CudaRegistration>(*device, host);
+    const bool registered = registration->status().ok();
+    Log(registered ? LogLevel::kInfo : LogLevel::kWarning,
+        registered ? "gpu opened" : "gpu opened; HOST is not registered with it, copies are slower",
+        {{"device", (*device)->name()},
+         {"bytes", (*arena)->bytes()},
+         {"host", registered ? "registered" : std::string(registration->status().message())}});
+    arenas_.push_back(*std::move(arena));
+    registrations_.push_back(std::move(registration));
+    options.devices.push_back(*std::move(device));
+  }
+  absl::StatusOr<std::unique_ptr<CudaCopier>> copier = CudaCopier::Start(std::move(options));
+  if (!copier.ok()) return copier.status();
+  copier_ = *std::move(copier);
+  return absl::OkStatus();
+}
+
+absl::Status GpuTier::health() const {
+  return copier_ == nullptr ? absl::OkStatus() : copier_->health();
+}
+
+}  // namespace larder

@@ -1,0 +1,55 @@
+// GpuTier: the memory of the GPU tier, one arena a rank, and what copies to and from it. Emulated
+// in shared memory, or a CUDA device's.
+//
+// Thread safety: constant after Create; health is thread-safe.
+//
+// Invariants:
+//   1. It does not outlive the HOST arena, nor do copies of it outlive the tier.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/config.h"
+#include "storage/arena.h"
+#include "storage/arena_cuda.h"
+#include "storage/copier.h"
+
+namespace larder {
+
+class GpuTier {
+ public:
+  // Called once, from any thread: a device failed, and nothing can be copied any more.
+  using LostFn = std::function<void(const absl::Status& why)>;
+
+  // FAILED_PRECONDITION or UNAVAILABLE: there is no such device, or it does not work. The daemon
+  // goes on without this tier. RESOURCE_EXHAUSTED: it has not that much memory; then a setting
+  // must change.
+  static absl::StatusOr<std::unique_ptr<GpuTier>> Create(const Config& config, const Arena& host,
+                                                         LostFn on_lost);
+
+  const std::vector<std::unique_ptr<Arena>>& arenas() const { return arenas_; }
+  uint64_t bytes() const { return arenas_.front()->bytes(); }  // of each
+
+  // Null: the arenas are shared memory, which everybody can copy.
+  Copier* copier() const { return copier_.get(); }
+  const std::string& backend() const { return backend_; }  // "emulated" or "cuda"
+  absl::Status health() const;                             // OK, or why the device is lost
+
+ private:
+  GpuTier() = default;
+  absl::Status CreateEmulated(const Config& config);
+  absl::Status CreateCuda(const Config& config, const Arena& host, LostFn on_lost);
+
+  std::string backend_;
+  std::vector<std::unique_ptr<Arena>> arenas_;
+  std::vector<std::unique_ptr<CudaRegistration>> registrations_;  // of HOST, with each device
+  std::unique_ptr<Copier> copier_;                                // last: it uses all of the above
+};
+
+}  // namespace larder
