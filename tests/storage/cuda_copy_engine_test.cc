@@ -119,6 +119,7 @@ TEST_F(CudaCopyEngineTest, AnErrorStays) {
   Start();
   FakeCudaSet("copy=214");
   EXPECT_EQ(CopyAndWait(*engine_, Engine::kToDevice, memory_, Host(0, 4096)).code, 214);
+  EXPECT_EQ(lost_, 214);  // told before the batch was
   FakeCudaSet("copy=0");
   const CudaStatus later = CopyAndWait(*engine_, Engine::kToHost, memory_, Host(0, 4096));
   EXPECT_EQ(later.code, 214);
