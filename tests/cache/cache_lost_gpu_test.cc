@@ -1,0 +1,57 @@
+// A GPU tier whose device is lost: nothing new goes there, what is read stays until it is let go.
+#include "absl/status/status.h"
+#include "tests/cache/cache_fixture.h"
+
+namespace larder::testing {
+namespace {
+
+TEST(LostGpu, IsGivenUpCopyByCopy) {
+  Fixture f({.gpu = 32, .host = 64, .nvme = 64});
+  const Tokens durable = Prompt("durable", 3);
+  const Tokens held = Prompt("held", 4);
+  const Tokens only_there = Prompt("only there", 5);
+  LeaseId lease = f.Hold(durable, Tier::kGpu);
+  ASSERT_TRUE(f.cache().Flush(f.session, lease, [](absl::Status) {}).ok());
+  ASSERT_TRUE(f.world.Settle());
+  f.Release(lease);
+  lease = f.Hold(held, Tier::kGpu);
+  f.Store(only_there, Tier::kGpu);
+  ASSERT_EQ(f.Where(only_there), (Tiers{5, 0, 0}));
+
+  f.cache().LoseGpu();
+  f.cache().CheckInvariants();
+  EXPECT_EQ(f.Where(durable), (Tiers{0, 3, 0}));
+  EXPECT_EQ(f.Where(held), (Tiers{4, 0, 0}));
+  EXPECT_EQ(f.Matched(only_there), 0u);
+  EXPECT_EQ(f.cache().Stats().tiers[Index(Tier::kGpu)].blocks, 4u);
+
+  const LeaseId empty = f.EmptyLease();
+  EXPECT_TRUE(absl::IsUnavailable(f.cache().Reserve(f.session, empty, 0, 1, Tier::kGpu).status()));
+  EXPECT_TRUE(
+      absl::IsUnavailable(f.cache().Prefetch(f.session, empty, Tier::kGpu, [] {}).status()));
+  f.Release(empty);
+  f.Store(only_there);  // wherever the cache wants it
+  EXPECT_EQ(f.Where(only_there), (Tiers{0, 5, 0}));
+
+  f.Release(lease);
+  EXPECT_EQ(f.Matched(held), 0u);
+  EXPECT_EQ(f.cache().Stats().tiers[Index(Tier::kGpu)].bytes_used, 0u);
+  f.cache().CheckInvariants();
+}
+
+// More than one turn of the cleaner drops.
+TEST(LostGpu, LargeOnesGoInTurns) {
+  constexpr uint32_t kBlocks = 1200;
+  Fixture f({.gpu = 2048, .host = 64, .nvme = 64});
+  f.Store(Prompt("long", kBlocks), Tier::kGpu);
+  f.cache().LoseGpu();
+  const uint64_t left = f.cache().Stats().tiers[Index(Tier::kGpu)].blocks;
+  EXPECT_LT(left, kBlocks);
+  EXPECT_GT(left, 0u);
+  for (int i = 0; i < 3; ++i) f.cache().Clean();
+  EXPECT_EQ(f.cache().Stats().tiers[Index(Tier::kGpu)].blocks, 0u);
+  f.cache().CheckInvariants();
+}
+
+}  // namespace
+}  // namespace larder::testing
