@@ -14,8 +14,7 @@ float QuantiseRow(DType dtype, const float* from, std::byte* codes, int32_t coun
     finite &= magnitude <= std::numeric_limits<float>::max();
     largest = std::max(largest, magnitude);
   }
-  const float scale =
-      ScaleFrom(dtype, finite ? largest : std::numeric_limits<float>::quiet_NaN());
+  const float scale = ScaleFrom(dtype, finite ? largest : std::numeric_limits<float>::quiet_NaN());
   for (int32_t i = 0; i < count; ++i) codes[i] = std::byte{Quantised(dtype, from[i], scale)};
   return scale;
 }

@@ -7,8 +7,8 @@ namespace larder::kernels::cuda {
 namespace {
 
 constexpr int kAppendWarps = 8;
-constexpr int kUnit = 4;                            // numbers that a lane has at a time
-constexpr int kUnitsOfWarp = kUnit * kWarpLanes;    // numbers that a warp has at a time
+constexpr int kUnit = 4;                          // numbers that a lane has at a time
+constexpr int kUnitsOfWarp = kUnit * kWarpLanes;  // numbers that a warp has at a time
 constexpr int kUnitsMax = kAppendDimMax / kUnitsOfWarp;
 
 // What a launch needs to know, by value.
@@ -77,9 +77,9 @@ __device__ void StoreCodes(const Units<kUnits>& x, std::byte* to, float* scale_t
   }
   const float scale = ScaleFrom(S::kType, nan == 0 ? largest : nan);
   ForUnits<kUnits>(dim, [&](int u, int i) {
-    const float4 codes = scale > 0 ? make_float4(x[u].x / scale, x[u].y / scale, x[u].z / scale,
-                                                 x[u].w / scale)
-                                   : make_float4(0, 0, 0, 0);
+    const float4 codes =
+        scale > 0 ? make_float4(x[u].x / scale, x[u].y / scale, x[u].z / scale, x[u].w / scale)
+                  : make_float4(0, 0, 0, 0);
     *reinterpret_cast<uint32_t*>(to + i) = PackFourCodes(S{}, codes);
   });
   if (threadIdx.x % kWarpLanes == 0) *scale_to = scale;
@@ -165,11 +165,16 @@ cudaError_t LaunchAppend(const AppendParams& params, cudaStream_t stream) {
 template <typename T>
 cudaError_t AppendAs(const AppendParams& params, cudaStream_t stream) {
   switch (params.layer.dtype) {
-    case DType::kF32: return LaunchAppend<T, float>(params, stream);
-    case DType::kF16: return LaunchAppend<T, F16>(params, stream);
-    case DType::kBf16: return LaunchAppend<T, Bf16>(params, stream);
-    case DType::kF8E4M3: return LaunchAppend<T, E4m3>(params, stream);
-    case DType::kI8: return LaunchAppend<T, Int8>(params, stream);
+    case DType::kF32:
+      return LaunchAppend<T, float>(params, stream);
+    case DType::kF16:
+      return LaunchAppend<T, F16>(params, stream);
+    case DType::kBf16:
+      return LaunchAppend<T, Bf16>(params, stream);
+    case DType::kF8E4M3:
+      return LaunchAppend<T, E4m3>(params, stream);
+    case DType::kI8:
+      return LaunchAppend<T, Int8>(params, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -224,11 +229,15 @@ __global__ void __launch_bounds__(kCopyThreads)
 cudaError_t Append(const AppendParams& params, cudaStream_t stream) {
   if (!IsSupported(params)) return cudaErrorInvalidValue;
   switch (params.type) {
-    case DType::kF32: return AppendAs<float>(params, stream);
-    case DType::kF16: return AppendAs<F16>(params, stream);
-    case DType::kBf16: return AppendAs<Bf16>(params, stream);
+    case DType::kF32:
+      return AppendAs<float>(params, stream);
+    case DType::kF16:
+      return AppendAs<F16>(params, stream);
+    case DType::kBf16:
+      return AppendAs<Bf16>(params, stream);
     case DType::kF8E4M3:
-    case DType::kI8: return cudaErrorInvalidValue;
+    case DType::kI8:
+      return cudaErrorInvalidValue;
   }
   return cudaErrorInvalidValue;
 }

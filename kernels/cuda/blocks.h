@@ -38,8 +38,8 @@ struct AppendParams {
   const void* v = nullptr;    // device [rows][kv_heads][value_dim]; latent: null
   int64_t v_stride = 0;       // likewise
   RowRotation rotation;
-  void* q = nullptr;      // device [rows][q_heads][key_dim], rotated in place; null: left alone
-  int64_t q_stride = 0;   // likewise
+  void* q = nullptr;     // device [rows][q_heads][key_dim], rotated in place; null: left alone
+  int64_t q_stride = 0;  // likewise
   int32_t q_heads = 0;
 };
 cudaError_t Append(const AppendParams& params, cudaStream_t stream);

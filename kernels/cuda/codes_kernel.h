@@ -1,5 +1,5 @@
-// Decode for keys and values of one-byte codes, each row with a scale (kernels/quantise.h). Internal:
-// compiled once a storage type. As decode_kernel.h, but for these:
+// Decode for keys and values of one-byte codes, each row with a scale (kernels/quantise.h).
+// Internal: compiled once a storage type. As decode_kernel.h, but for these:
 //
 // 1. Codes become f16 on their way from shared memory to registers, exactly; no ldmatrix. Dims are
 //    permuted so that a lane reads whole words: of each 16 of a key, 4t to 4t + 3 stand where 2t,
@@ -7,8 +7,8 @@
 // 2. A key's scale multiplies its score. A value's scale is an exponent: the weight that meets the
 //    codes is exp2(score + log2(scale) - a maximum of its own), so that it fills f16 whatever the
 //    scales are; the sum of weights has none of it. The two maxima meet at the end.
-// 3. Scales lie in words of their own. A lane loads one with the address of its row, a step before it
-//    is stored behind the row's stage.
+// 3. Scales lie in words of their own. A lane loads one with the address of its row, a step before
+//    it is stored behind the row's stage.
 //
 // Thread safety: device code.
 #pragma once
@@ -29,7 +29,7 @@ struct CodesShape : DecodeShape<kHeadDim, kHeadTiles> {
   static constexpr int kStages = 3;
   static constexpr int kWarpBytes = kStages * kStageBytes;
   static constexpr size_t kSharedBytes =
-      size_t{Base::kWarps} * std::max(kWarpBytes, Base::kHeads * Base::kOutRow * 4);
+      size_t{Base::kWarps} * std::max(kWarpBytes, Base::kHeads* Base::kOutRow * 4);
   static_assert(kHeadDim % 32 == 0);
 };
 
@@ -58,9 +58,9 @@ class CodesWarp {
         blocks_(chunk.blocks),
         rows_(rows),
         key_offset_(layer.key_offset_bytes + kv_head * layer.head_stride_bytes),
-        scale_offset_((Lane() < kStepTokens ? layer.key_scale_offset_bytes
-                                            : layer.value_scale_offset_bytes) +
-                      kv_head * layer.head_scale_stride_bytes) {}
+        scale_offset_(
+            (Lane() < kStepTokens ? layer.key_scale_offset_bytes : layer.value_scale_offset_bytes) +
+            kv_head * layer.head_scale_stride_bytes) {}
 
   // Queries as right sides of products, permuted as rule 1 says.
   __device__ void LoadQueries(const F16* q, int heads) {
@@ -218,8 +218,7 @@ class CodesWarp {
 #pragma unroll
     for (int part = 0; part < Shape::kParts; ++part) {
       const auto low = *reinterpret_cast<const uint32_t*>(row + part * 16);
-      const auto high =
-          *reinterpret_cast<const uint32_t*>(row + 8 * Shape::kRowBytes + part * 16);
+      const auto high = *reinterpret_cast<const uint32_t*>(row + 8 * Shape::kRowBytes + part * 16);
       const uint32_t k[4] = {F16x2Of(S{}, low), F16x2Of(S{}, high), F16x2Of(S{}, low >> 16),
                              F16x2Of(S{}, high >> 16)};
 #pragma unroll
@@ -274,7 +273,8 @@ class CodesWarp {
         for (int i = 0; i < 4; ++i) {
           // Byte b of two words: 2 half + i % 2.
           const unsigned b = 2 * half + i % 2;
-          v[i] = F16x2Of(S{}, __byte_perm(words[i / 2 * 2], words[i / 2 * 2 + 1], b | (4 + b) << 4));
+          v[i] =
+              F16x2Of(S{}, __byte_perm(words[i / 2 * 2], words[i / 2 * 2 + 1], b | (4 + b) << 4));
         }
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
@@ -314,7 +314,7 @@ class CodesWarp {
   uint32_t q_[kTiles][Shape::kParts][2];
   float out_[kTiles][Shape::kParts][4];
   RunningSoftmax softmax_[kTiles][2];
-  RunningSoftmax value_softmax_[kTiles][2];  // of score + log2(value's scale); its sum means nothing
+  RunningSoftmax value_softmax_[kTiles][2];  // of score + log2(value's scale); no sum
 };
 
 template <typename S, int kDim, int kTiles>
@@ -330,9 +330,9 @@ __global__ void __launch_bounds__(CodesShape<kDim, kTiles>::kThreads)
   const KeyRows rows(p.layer, chunk, piece, p.window, p.sinks);
 
   CodesWarp<S, kDim, kTiles> mine(p.layer, chunk, rows, piece.kv_head);
-  mine.LoadQueries(static_cast<const F16*>(p.q) + piece.row * p.q_stride + int64_t{head} * kDim, heads);
-  mine.Run(piece, p.scale * kLog2E,
-           DynamicShared() + threadIdx.x / kWarpLanes * Shape::kWarpBytes);
+  mine.LoadQueries(static_cast<const F16*>(p.q) + piece.row * p.q_stride + int64_t{head} * kDim,
+                   heads);
+  mine.Run(piece, p.scale * kLog2E, DynamicShared() + threadIdx.x / kWarpLanes * Shape::kWarpBytes);
   FinishPiece<F16, Shape>(p, piece, head_in_group, heads, mine);
 }
 
@@ -345,11 +345,16 @@ DecodeVariant CodesOf(const KvLayer& layer, int group) {
   };
   const bool wide = group > kTileHeads;
   switch (layer.key_dim) {
-    case 64: return wide ? variant(CodesShape<64, 2>()) : variant(CodesShape<64, 1>());
-    case 96: return variant(CodesShape<96, 1>());
-    case 128: return wide ? variant(CodesShape<128, 2>()) : variant(CodesShape<128, 1>());
-    case 256: return variant(CodesShape<256, 1>());
-    default: return {};
+    case 64:
+      return wide ? variant(CodesShape<64, 2>()) : variant(CodesShape<64, 1>());
+    case 96:
+      return variant(CodesShape<96, 1>());
+    case 128:
+      return wide ? variant(CodesShape<128, 2>()) : variant(CodesShape<128, 1>());
+    case 256:
+      return variant(CodesShape<256, 1>());
+    default:
+      return {};
   }
 }
 

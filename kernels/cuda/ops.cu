@@ -52,7 +52,8 @@ __global__ void __launch_bounds__(kThreads) RmsNormKernel(RmsNormArgs<T> args) {
   float sum = 0;
   for (int i = first; i < args.dim; i += kUnit * kThreads) {
     const float4 part = LoadFour(x + i);
-    sum = fmaf(part.x, part.x, fmaf(part.y, part.y, fmaf(part.z, part.z, fmaf(part.w, part.w, sum))));
+    sum =
+        fmaf(part.x, part.x, fmaf(part.y, part.y, fmaf(part.z, part.z, fmaf(part.w, part.w, sum))));
   }
   const float mean = SumOfBlock(sum) / static_cast<float>(args.dim);
   const float factor = 1.0f / sqrtf(mean + args.epsilon);
@@ -124,11 +125,15 @@ cudaError_t RmsNorm(const RmsNormParams& params, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   switch (params.type) {
-    case DType::kF32: return RmsNormAs<float>(params, stream);
-    case DType::kF16: return RmsNormAs<F16>(params, stream);
-    case DType::kBf16: return RmsNormAs<Bf16>(params, stream);
+    case DType::kF32:
+      return RmsNormAs<float>(params, stream);
+    case DType::kF16:
+      return RmsNormAs<F16>(params, stream);
+    case DType::kBf16:
+      return RmsNormAs<Bf16>(params, stream);
     case DType::kF8E4M3:
-    case DType::kI8: break;
+    case DType::kI8:
+      break;
   }
   return cudaErrorInvalidValue;
 }
@@ -138,11 +143,15 @@ cudaError_t SiluMul(const SiluMulParams& params, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   switch (params.type) {
-    case DType::kF32: return SiluMulAs<float>(params, stream);
-    case DType::kF16: return SiluMulAs<F16>(params, stream);
-    case DType::kBf16: return SiluMulAs<Bf16>(params, stream);
+    case DType::kF32:
+      return SiluMulAs<float>(params, stream);
+    case DType::kF16:
+      return SiluMulAs<F16>(params, stream);
+    case DType::kBf16:
+      return SiluMulAs<Bf16>(params, stream);
     case DType::kF8E4M3:
-    case DType::kI8: break;
+    case DType::kI8:
+      break;
   }
   return cudaErrorInvalidValue;
 }

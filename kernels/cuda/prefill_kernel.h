@@ -7,8 +7,8 @@
 //   3. addresses of tile j + 2 are looked up
 //   4. scores of tile j, masked where need be; softmax; values
 //
-// A lane 4g + t of a warp holds, of S and O alike, rows g and g + 8 of each 16 and columns 2t, 2t + 1 of
-// each 8 (ptx.h), so S becomes the left side of the second product without an exchange.
+// A lane 4g + t of a warp holds, of S and O alike, rows g and g + 8 of each 16 and columns 2t and
+// 2t + 1 of each 8 (ptx.h), so S becomes the left side of the second product without an exchange.
 //
 // Thread safety: device code.
 #pragma once
@@ -16,6 +16,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/numbers.h"
 #include "kernels/cuda/prefill.h"
+#include "kernels/cuda/prefill_sight.h"
 #include "kernels/cuda/softmax.h"
 
 namespace larder::kernels::cuda {
@@ -30,51 +31,11 @@ struct PrefillShape {
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kKeys = kDim > 128 ? 32 : 64;  // of a tile
   static constexpr int kParts = kDim / 16;            // products along a head
-  // 16 bytes longer than a row, so that the 8 rows that ldmatrix reads at once lie in different banks.
+  // 16 bytes longer than a row: the 8 rows that ldmatrix reads at once lie in different banks.
   static constexpr int kRowBytes = kDim * 2 + 16;
   static constexpr int kHalfStageBytes = kKeys * kRowBytes;
   static constexpr int kStageBytes = 2 * kHalfStageBytes;
   static constexpr size_t kSharedBytes = size_t{kRows} * kRowBytes + 2 * kStageBytes;
-};
-
-// What the rows of a tile see.
-struct PrefillSight {
-  int32_t first = 0;         // position of the tile's first row
-  int32_t last = 0;          // and of its last
-  int32_t begin = 0;         // keys [begin, end) that any row may see
-  int32_t end = 0;
-  int32_t sinks_end = 0;     // keys before this one are visible whatever the window
-  int32_t window = 0;        // 0: none
-
-  __device__ PrefillSight(const PrefillParams& p, int32_t first_position, int32_t last_position)
-      : first(first_position),
-        last(last_position),
-        begin(p.key_begin),
-        end(min(last_position + 1, p.key_end)),
-        sinks_end(p.window > 0 ? p.sinks : 0),
-        window(p.window) {}
-
-  // First key in the window of a row.
-  __device__ int32_t WindowBegin(int32_t position) const {
-    return window > 0 ? position - window + 1 : 0;
-  }
-  __device__ bool SeenByAny(int32_t key) const {
-    return key >= begin && key < end && (key >= WindowBegin(first) || key < sinks_end);
-  }
-  __device__ bool Seen(int32_t key, int32_t position) const {
-    return key >= begin && key < end && key <= position &&
-           (key >= WindowBegin(position) || key < sinks_end);
-  }
-  // Whether every row sees all of [key, key + count).
-  __device__ bool AllSeen(int32_t key, int32_t count) const {
-    return key >= begin && key + count <= end && key + count <= first + 1 && key >= WindowBegin(last);
-  }
-  // The tile from `tile` on that has a key which some row sees; they end at `end`.
-  __device__ int32_t NextTile(int32_t tile, int32_t keys) const {
-    const int32_t key = max(tile * keys, begin);
-    if (key < sinks_end || key >= WindowBegin(first)) return max(tile, begin / keys);
-    return WindowBegin(first) / keys;
-  }
 };
 
 // Addresses of the keys of a tile, two tiles at a time; null: nobody sees it.
@@ -355,7 +316,8 @@ __device__ void StoreTile(const PrefillParams& p, const PrefillTile& tile, int p
           *reinterpret_cast<uint32_t*>(static_cast<T*>(p.out) + at + column) = Pack<T>(a, b);
         }
       });
-      if (p.lse != nullptr && threadIdx.x % 4 == 0) p.lse[row * p.q_heads + head] = warp.Lse(m, half);
+      if (p.lse != nullptr && threadIdx.x % 4 == 0)
+        p.lse[row * p.q_heads + head] = warp.Lse(m, half);
     }
   }
 }
@@ -370,7 +332,8 @@ __global__ void __launch_bounds__(PrefillShape<kDim, kRowTiles>::kThreads)
   const int group = p.q_heads / p.layer.kv_heads;
   const int pairs = chunk.tokens * group;
   const int last_pair = min(tile.pair + Shape::kRows, pairs) - 1;
-  const PrefillSight sight(p, chunk.position + tile.pair / group, chunk.position + last_pair / group);
+  const PrefillSight sight(p, chunk.position + tile.pair / group,
+                           chunk.position + last_pair / group);
   std::byte* const queries = DynamicShared();
   std::byte* const stages = queries + Shape::kRows * Shape::kRowBytes;
   PrefillFetcher<Shape> fetcher(p, chunk, kv_head, sight, stages);
@@ -402,10 +365,10 @@ __global__ void __launch_bounds__(PrefillShape<kDim, kRowTiles>::kThreads)
 template <typename T, int kDim, int kRowTiles>
 cudaError_t LaunchPrefill(const PrefillParams& p, cudaStream_t stream) {
   using Shape = PrefillShape<kDim, kRowTiles>;
-  const LaunchShape shape{
-      .blocks = dim3(static_cast<unsigned>(p.plan.tile_count), static_cast<unsigned>(p.layer.kv_heads)),
-      .threads = Shape::kThreads,
-      .shared_bytes = Shape::kSharedBytes};
+  const LaunchShape shape{.blocks = dim3(static_cast<unsigned>(p.plan.tile_count),
+                                         static_cast<unsigned>(p.layer.kv_heads)),
+                          .threads = Shape::kThreads,
+                          .shared_bytes = Shape::kSharedBytes};
   return Launch(PrefillKernel<T, kDim, kRowTiles>, shape, stream, p);
 }
 
@@ -413,12 +376,18 @@ template <typename T>
 cudaError_t PrefillAs(const PrefillParams& p, cudaStream_t stream) {
   const bool large = p.plan.tile_rows == kPrefillRowsLarge;
   switch (p.layer.key_dim) {
-    case 64: return large ? LaunchPrefill<T, 64, 2>(p, stream) : LaunchPrefill<T, 64, 1>(p, stream);
-    case 80: return large ? LaunchPrefill<T, 80, 2>(p, stream) : LaunchPrefill<T, 80, 1>(p, stream);
-    case 96: return large ? LaunchPrefill<T, 96, 2>(p, stream) : LaunchPrefill<T, 96, 1>(p, stream);
-    case 128: return large ? LaunchPrefill<T, 128, 2>(p, stream) : LaunchPrefill<T, 128, 1>(p, stream);
-    case 256: return large ? cudaErrorInvalidValue : LaunchPrefill<T, 256, 1>(p, stream);
-    default: return cudaErrorInvalidValue;
+    case 64:
+      return large ? LaunchPrefill<T, 64, 2>(p, stream) : LaunchPrefill<T, 64, 1>(p, stream);
+    case 80:
+      return large ? LaunchPrefill<T, 80, 2>(p, stream) : LaunchPrefill<T, 80, 1>(p, stream);
+    case 96:
+      return large ? LaunchPrefill<T, 96, 2>(p, stream) : LaunchPrefill<T, 96, 1>(p, stream);
+    case 128:
+      return large ? LaunchPrefill<T, 128, 2>(p, stream) : LaunchPrefill<T, 128, 1>(p, stream);
+    case 256:
+      return large ? cudaErrorInvalidValue : LaunchPrefill<T, 256, 1>(p, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

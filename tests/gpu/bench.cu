@@ -2,13 +2,13 @@
 //
 //   gpu_bench [PEERS]
 //
-// Workload: one layer of Llama-3-8B, 32 query heads and 8 kv heads of 128, bf16, in blocks of 16 tokens
-// and 32 layers (2 MiB) that lie in random order in one arena: as in service, a layer's kernel touches
-// a little of every block. 8 sequences of 32k tokens are 34 GB so; a GPU with less gets blocks of
-// fewer layers. Medians of event times;
-// before each run 256 MiB are written, so level 2 holds none of what is read. Kernels that move bytes
-// are held against a kernel that only reads, Prefill against the tensor cores' published rate and
-// against PyTorch, whose times are lines "name microseconds" in the file PEERS.
+// Workload: one layer of Llama-3-8B, 32 query heads and 8 kv heads of 128, bf16, in blocks of 16
+// tokens and 32 layers (2 MiB) that lie in random order in one arena: as in service, a layer's
+// kernel touches a little of every block. 8 sequences of 32k tokens are 34 GB so; a GPU with less
+// gets blocks of fewer layers. Medians of event times; before each run 256 MiB are written, so
+// level 2 holds none of what is read. Kernels that move bytes are held against a kernel that only
+// reads, Prefill against the tensor cores' published rate and against PyTorch, whose times are
+// lines "name microseconds" in the file PEERS.
 #include <algorithm>
 #include <cstring>
 #include <fstream>
@@ -89,9 +89,10 @@ void Print(const Row& row) {
   char goal[32] = "report";
   if (row.at_least > 0) std::snprintf(goal, sizeof(goal), ">= %.2f", row.at_least);
   const char* const met = row.at_least == 0 ? "null" : row.ratio >= row.at_least ? "true" : "false";
-  std::printf("{\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"against\": \"%s\", "
-              "\"ratio\": %.4g, \"goal\": \"%s\", \"met\": %s}\n",
-              row.name.c_str(), row.value, row.unit, row.against.c_str(), row.ratio, goal, met);
+  std::printf(
+      "{\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"against\": \"%s\", "
+      "\"ratio\": %.4g, \"goal\": \"%s\", \"met\": %s}\n",
+      row.name.c_str(), row.value, row.unit, row.against.c_str(), row.ratio, goal, met);
   std::fflush(stdout);
 }
 
@@ -115,8 +116,8 @@ struct Machine {
   void PrintPeer(const std::string& name, double us) const {
     const auto peer = peers_us.find(name);
     if (peer == peers_us.end()) return;
-    Print({"gpu_" + name + "_over_torch", us, "us", Text("PyTorch's attention: %.1f us", peer->second),
-           peer->second / us, 1});
+    Print({"gpu_" + name + "_over_torch", us, "us",
+           Text("PyTorch's attention: %.1f us", peer->second), peer->second / us, 1});
   }
 };
 
@@ -131,7 +132,8 @@ __global__ void ReadKernel(const uint4* from, int64_t count, uint4* sink) {
       sum = make_uint4(sum.x ^ x.x, sum.y ^ x.y, sum.z ^ x.z, sum.w ^ x.w);
     }
   }
-  if ((sum.x & sum.y & sum.z & sum.w) == 0x9e3779b9) *sink = sum;  // so that reading is not left out
+  // So that reading is not left out.
+  if ((sum.x & sum.y & sum.z & sum.w) == 0x9e3779b9) *sink = sum;
 }
 
 void MeasureReading(Machine& m) {
@@ -162,7 +164,8 @@ class Kv {
     size_t free_bytes = 0;
     size_t all_bytes = 0;
     Require(cudaMemGetInfo(&free_bytes, &all_bytes), "cudaMemGetInfo");
-    while (geometry.layers > 1 && blocks * BlockBytes(geometry) > static_cast<int64_t>(free_bytes) / 4 * 3) {
+    while (geometry.layers > 1 &&
+           blocks * BlockBytes(geometry) > static_cast<int64_t>(free_bytes) / 4 * 3) {
       geometry.layers /= 2;
     }
     layer = LayerOf(geometry, geometry.layers / 2);
@@ -178,8 +181,9 @@ class Kv {
     for (int32_t s = 0; s < sequences; ++s) {
       chunks.push_back({table_->data() + blocks / sequences * s, 0, 0});
     }
-    layer_bytes = 2.0 * sequences * tokens * kKvHeads *
-                  (kHeadDim * kernels::BytesOf(dtype) + (IsQuantised(dtype) ? kernels::kScaleBytes : 0));
+    layer_bytes =
+        2.0 * sequences * tokens * kKvHeads *
+        (kHeadDim * kernels::BytesOf(dtype) + (IsQuantised(dtype) ? kernels::kScaleBytes : 0));
   }
 
   KvLayer layer;
@@ -237,7 +241,8 @@ void MeasurePrefill(Machine& m, const std::string& name, int32_t cached, int32_t
       kv.chunks, {kKvHeads, kQHeads / kKvHeads, kHeadDim, m.device.multiProcessorCount});
   const DeviceArray<PrefillTile> tiles(plan.tiles);
   const DeviceArray<SequenceChunk> chunks(kv.chunks);
-  const DeviceArray<uint16_t> q(std::vector<uint16_t>(int64_t{tokens} * kQHeads * kHeadDim, 0x3c00));
+  const DeviceArray<uint16_t> q(
+      std::vector<uint16_t>(int64_t{tokens} * kQHeads * kHeadDim, 0x3c00));
   DeviceArray<uint16_t> out(q.size());
   PrefillParams p{.layer = kv.layer, .q_heads = kQHeads, .scale = 0.088f, .plan = {}};
   p.q = q.data();
@@ -249,7 +254,8 @@ void MeasurePrefill(Machine& m, const std::string& name, int32_t cached, int32_t
   const double us = m.clock.Microseconds([&](cudaStream_t stream) { return Prefill(p, stream); });
   // Two products of 2 flop; a token sees the cached ones and half of the new ones.
   const double tflop = 4e-12 * kQHeads * kHeadDim * tokens * (cached + (tokens + 1) / 2.0);
-  Print({"gpu_" + name, us, "us", Text("H100's 989 TFLOP/s, published; here %.0f", tflop / us * 1e6),
+  Print({"gpu_" + name, us, "us",
+         Text("H100's 989 TFLOP/s, published; here %.0f", tflop / us * 1e6),
          tflop / us * 1e6 / 989});
   m.PrintPeer(name, us);
 }
@@ -290,7 +296,8 @@ void MeasureCopy(Machine& m) {
   });
   const double one_by_one_us = m.clock.Microseconds([&](cudaStream_t stream) {
     for (const kernels::BlockCopy& copy : copies) {
-      Require(cudaMemcpyAsync(copy.to, copy.from, kBlockBytes, cudaMemcpyDeviceToDevice, stream), "a copy");
+      Require(cudaMemcpyAsync(copy.to, copy.from, kBlockBytes, cudaMemcpyDeviceToDevice, stream),
+              "a copy");
     }
     return cudaSuccess;
   });
@@ -305,14 +312,25 @@ void MeasureRows(Machine& m) {
   const DeviceArray<uint16_t> y(std::vector<uint16_t>(int64_t{kRows} * kDim, 0x3f80));
   DeviceArray<uint16_t> out(x.size());
   const double norm_us = m.clock.Microseconds([&](cudaStream_t stream) {
-    return kernels::cuda::RmsNorm({.x = x.data(), .x_stride = kDim, .out = out.data(), .out_stride = kDim,
-                                   .weight = y.data(), .rows = kRows, .dim = kDim, .epsilon = 1e-5f},
+    return kernels::cuda::RmsNorm({.x = x.data(),
+                                   .x_stride = kDim,
+                                   .out = out.data(),
+                                   .out_stride = kDim,
+                                   .weight = y.data(),
+                                   .rows = kRows,
+                                   .dim = kDim,
+                                   .epsilon = 1e-5f},
                                   stream);
   });
   m.PrintBytes("gpu_rms_norm_8k", norm_us, 2.0 * 2 * kRows * kDim);
   const double silu_us = m.clock.Microseconds([&](cudaStream_t stream) {
-    return kernels::cuda::SiluMul({.gate = x.data(), .up = y.data(), .in_stride = kDim, .out = out.data(),
-                                   .out_stride = kDim, .rows = kRows, .dim = kDim},
+    return kernels::cuda::SiluMul({.gate = x.data(),
+                                   .up = y.data(),
+                                   .in_stride = kDim,
+                                   .out = out.data(),
+                                   .out_stride = kDim,
+                                   .rows = kRows,
+                                   .dim = kDim},
                                   stream);
   });
   m.PrintBytes("gpu_silu_mul_8k", silu_us, 3.0 * 2 * kRows * kDim);

@@ -1,11 +1,10 @@
 // Append and CopyBlocks on a GPU against the formulas of kernels/*.h: what is stored must agree bit
 // by bit, and nothing else may change.
-#include "kernels/cuda/blocks.h"
-
 #include <algorithm>
 #include <memory>
 #include <numeric>
 
+#include "kernels/cuda/blocks.h"
 #include "tests/gpu/check.h"
 #include "tests/kernels/reference.h"
 
@@ -26,18 +25,19 @@ struct Shape {
   DType stored = DType::kBf16;
   int32_t kv_heads = 1;
   int32_t q_heads = 1;
-  int32_t dim = 64;       // of a head; of a latent vector
-  int32_t rope_dim = 0;   // rotated numbers; 0: rows stay as they are
-  bool latent = false;    // the rotated numbers follow `dim` others
+  int32_t dim = 64;      // of a head; of a latent vector
+  int32_t rope_dim = 0;  // rotated numbers; 0: rows stay as they are
+  bool latent = false;   // the rotated numbers follow `dim` others
   int32_t block_tokens = 16;
-  int32_t padding = 0;    // numbers between rows
+  int32_t padding = 0;  // numbers between rows
   float spread = 1;
   std::vector<std::pair<int32_t, int32_t>> chunks = {};  // position, tokens
 
   std::string Literal() const {
     std::string text = "{DType{" + std::to_string(static_cast<int>(input)) + "}, DType{" +
                        std::to_string(static_cast<int>(stored)) + "}";
-    for (const int32_t x : {kv_heads, q_heads, dim, rope_dim, int32_t{latent}, block_tokens, padding}) {
+    for (const int32_t x :
+         {kv_heads, q_heads, dim, rope_dim, int32_t{latent}, block_tokens, padding}) {
       text += ", " + std::to_string(x);
     }
     text += ", " + std::to_string(spread) + ", {";
@@ -83,7 +83,8 @@ struct Rows {
   Rows(std::mt19937& random, DType type, int32_t rows, int64_t stride, float spread)
       : type(type), stride(stride), bytes(rows * stride * BytesOf(type)) {
     std::normal_distribution<float> normal(0, spread);
-    for (int64_t i = 0; i < rows * stride; ++i) Encode(type, normal(random), &bytes[i * BytesOf(type)]);
+    for (int64_t i = 0; i < rows * stride; ++i)
+      Encode(type, normal(random), &bytes[i * BytesOf(type)]);
     device = std::make_unique<DeviceArray<std::byte>>(bytes);
   }
   std::vector<float> Head(int64_t row, int64_t begin, int32_t count) const {
@@ -144,24 +145,26 @@ class AppendRun {
     const DeviceArray<SequenceChunk> device_chunks(chunks);
     const DeviceArray<int32_t> device_begins(row_begins_);
     const DeviceArray<float> device_angles(cos_sin_);
-    kernels::cuda::AppendParams params{
-        .layer = layer_,
-        .batch = {device_chunks.data(), device_begins.data(), static_cast<int32_t>(chunks.size()), rows},
-        .type = shape_.input,
-        .k = k.device->data(),
-        .k_stride = k.stride,
-        .v = shape_.latent ? nullptr : v.device->data(),
-        .v_stride = v.stride,
-        .rotation = {},
-        .q = q.device->data(),
-        .q_stride = q.stride,
-        .q_heads = shape_.q_heads};
-    if (shape_.rope_dim != 0) params.rotation = {device_angles.data(), RotationBegin(), shape_.rope_dim};
+    kernels::cuda::AppendParams params{.layer = layer_,
+                                       .batch = {device_chunks.data(), device_begins.data(),
+                                                 static_cast<int32_t>(chunks.size()), rows},
+                                       .type = shape_.input,
+                                       .k = k.device->data(),
+                                       .k_stride = k.stride,
+                                       .v = shape_.latent ? nullptr : v.device->data(),
+                                       .v_stride = v.stride,
+                                       .rotation = {},
+                                       .q = q.device->data(),
+                                       .q_stride = q.stride,
+                                       .q_heads = shape_.q_heads};
+    if (shape_.rope_dim != 0)
+      params.rotation = {device_angles.data(), RotationBegin(), shape_.rope_dim};
     Require(kernels::cuda::Append(params, nullptr), "Append");
     Expect(arena.Host() == Expected(k, v), "blocks: " + shape_.Literal());
     RotateQueries(q);
     Expect(q.device->Host() == q.bytes, "queries: " + shape_.Literal());
-    Expect(k.device->Host() == k.bytes && v.device->Host() == v.bytes, "inputs: " + shape_.Literal());
+    Expect(k.device->Host() == k.bytes && v.device->Host() == v.bytes,
+           "inputs: " + shape_.Literal());
   }
 
  private:
@@ -174,7 +177,8 @@ class AppendRun {
   }
 
   void MakeAngles() {
-    frequencies_ = kernels::testing::Frequencies({.dim = shape_.rope_dim, .theta = 100, .llama3 = {}});
+    frequencies_ =
+        kernels::testing::Frequencies({.dim = shape_.rope_dim, .theta = 100, .llama3 = {}});
     for (const auto& [position, tokens] : shape_.chunks) {
       for (int32_t i = 0; i < tokens; ++i) {
         for (const double f : frequencies_) cos_sin_.push_back(std::cos((position + i) * f));
@@ -198,7 +202,8 @@ class AppendRun {
       y[begin + half + i] = std::fmaf(x[begin + i], s, x[begin + half + i] * c);
     }
     for (size_t i = 0; i < x.size(); ++i) {
-      ExpectWithin(Distance(exact[i], y[i]), 1e-6 * (shape_.spread + std::abs(exact[i])), "rotation");
+      ExpectWithin(Distance(exact[i], y[i]), 1e-6 * (shape_.spread + std::abs(exact[i])),
+                   "rotation");
     }
     return y;
   }
@@ -220,7 +225,8 @@ class AppendRun {
       const int32_t slot = position % layer_.block_tokens;
       for (int32_t head = 0; head < layer_.kv_heads; ++head) {
         const int64_t at = head * layer_.head_stride_bytes + slot * layer_.token_stride_bytes;
-        const int64_t scale_at = head * layer_.head_scale_stride_bytes + slot * kernels::kScaleBytes;
+        const int64_t scale_at =
+            head * layer_.head_scale_stride_bytes + slot * kernels::kScaleBytes;
         Store(Rotated(k.Head(row, head * layer_.key_dim, layer_.key_dim), row, position), block,
               layer_.key_offset_bytes + at, layer_.key_scale_offset_bytes + scale_at);
         if (layer_.latent) continue;
@@ -276,10 +282,22 @@ void AppendsRandomShapes(uint32_t seed) {
 
 void AppendsTheShapesOfModels(uint32_t seed) {
   for (const DType stored : {DType::kBf16, DType::kF8E4M3, DType::kI8}) {
-    AppendRun({.stored = stored, .kv_heads = 8, .q_heads = 32, .dim = 128, .rope_dim = 128,
-               .chunks = {{31, 1}, {0, 20}}}, seed).Run();
-    AppendRun({.stored = stored, .q_heads = 16, .dim = 512, .rope_dim = 64, .latent = true,
-               .chunks = {{31, 1}, {0, 20}}}, seed).Run();
+    AppendRun({.stored = stored,
+               .kv_heads = 8,
+               .q_heads = 32,
+               .dim = 128,
+               .rope_dim = 128,
+               .chunks = {{31, 1}, {0, 20}}},
+              seed)
+        .Run();
+    AppendRun({.stored = stored,
+               .q_heads = 16,
+               .dim = 512,
+               .rope_dim = 64,
+               .latent = true,
+               .chunks = {{31, 1}, {0, 20}}},
+              seed)
+        .Run();
   }
 }
 
@@ -318,12 +336,14 @@ void RowsWithoutAScale(uint32_t) {
       const std::vector<float> row(&k[token * kDim], &k[token * kDim] + kDim);
       const double scale = RowScale(stored, row);
       float got_scale;
-      std::memcpy(&got_scale, &got[NumberBytes(g) + token * kernels::kScaleBytes], sizeof(got_scale));
+      std::memcpy(&got_scale, &got[NumberBytes(g) + token * kernels::kScaleBytes],
+                  sizeof(got_scale));
       Expect(Distance(scale, got_scale) == 0, "scale of row " + std::to_string(token));
       for (int32_t i = 0; i < kDim; ++i) {
         std::byte code;
         Encode(stored, RowCode(stored, row[i], scale), &code);
-        if (got[token * kDim + i] != code) Fail("code " + std::to_string(i) + " of row " + std::to_string(token));
+        if (got[token * kDim + i] != code)
+          Fail("code " + std::to_string(i) + " of row " + std::to_string(token));
       }
     }
   }
@@ -348,7 +368,8 @@ void CopiesBlocks(uint32_t seed) {
       std::copy_n(host.begin() + source * stride, bytes, host.begin() + target * stride);
     }
     const DeviceArray<kernels::BlockCopy> device(copies);
-    Require(kernels::cuda::CopyBlocks({device.data(), static_cast<int32_t>(copies.size()), bytes}, nullptr),
+    Require(kernels::cuda::CopyBlocks({device.data(), static_cast<int32_t>(copies.size()), bytes},
+                                      nullptr),
             "CopyBlocks");
     Expect(memory.Host() == host, "blocks of " + std::to_string(bytes) + " bytes");
   }

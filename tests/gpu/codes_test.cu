@@ -47,18 +47,23 @@ void EveryHeadDim(uint32_t seed) {
   for (const DType dtype : kCodes) {
     for (const int32_t dim : {64, 96, 128, 256}) {
       for (const int32_t group : {4, 12}) {
-        DecodeCase c({.seed = seed, .dtype = dtype, .group = group, .dim = dim, .positions = {150}});
+        DecodeCase c(
+            {.seed = seed, .dtype = dtype, .group = group, .dim = dim, .positions = {150}});
         c.ExpectCorrect(c.Run());
       }
     }
   }
 }
 
-// Values of 10^-3 and less: a weight times such a scale is below what f16 resolves, unless scales are
-// folded in as exponents.
+// Values of 10^-3 and less: a weight times such a scale is below what f16 resolves, unless scales
+// are folded in as exponents.
 void SmallScales(uint32_t seed) {
   for (const DType dtype : kCodes) {
-    DecodeCase c({.seed = seed, .dtype = dtype, .group = 4, .piece_tokens = 2048, .spread = 1e-3,
+    DecodeCase c({.seed = seed,
+                  .dtype = dtype,
+                  .group = 4,
+                  .piece_tokens = 2048,
+                  .spread = 1e-3,
                   .positions = {2047}});
     c.params().scale = 0;
     c.ExpectCorrect(c.Run(), /*absolute=*/2e-9);
@@ -66,7 +71,8 @@ void SmallScales(uint32_t seed) {
 }
 
 void NothingSeenIsZeroAndMinusInfinity(uint32_t seed) {
-  DecodeCase c({.seed = seed, .dtype = DType::kF8E4M3, .group = 3, .key_begin = 400, .positions = {300}});
+  DecodeCase c(
+      {.seed = seed, .dtype = DType::kF8E4M3, .group = 3, .key_begin = 400, .positions = {300}});
   const DecodeResult result = c.Run();
   for (const double x : result.out) Expect(x == 0, "out of a row that sees nothing is 0");
   for (const float x : result.lse) Expect(x == -HUGE_VALF, "its lse is -infinity");
@@ -77,7 +83,8 @@ void RowsOfZeros(uint32_t seed) {
   DecodeCase c({.seed = seed, .dtype = DType::kI8, .group = 2, .spread = 0, .positions = {40}});
   const DecodeResult result = c.Run();
   for (const double x : result.out) Expect(x == 0, "the mean of zeros is 0");
-  for (const float x : result.lse) ExpectWithin(Distance(std::log(41.0), x), 1e-5, "lse of 41 equal scores");
+  for (const float x : result.lse)
+    ExpectWithin(Distance(std::log(41.0), x), 1e-5, "lse of 41 equal scores");
 }
 
 void AVisibleNanIsNotHidden(uint32_t seed) {
@@ -108,12 +115,12 @@ void OtherShapesAreRefused(uint32_t seed) {
 int main(int argc, char** argv) {
   using namespace larder::gpu_tests;  // NOLINT
   return RunCases(argc, argv,
-                  std::vector<Case>{
-                      {"random_shapes", 40, RandomShapes},
-                      {"every_head_dim", 1, EveryHeadDim},
-                      {"small_scales", 1, SmallScales},
-                      {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
-                      {"rows_of_zeros", 1, RowsOfZeros},
-                      {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
-                      {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
+                  std::vector<Case>{{"random_shapes", 40, RandomShapes},
+                                    {"every_head_dim", 1, EveryHeadDim},
+                                    {"small_scales", 1, SmallScales},
+                                    {"nothing_seen_is_zero_and_minus_infinity", 1,
+                                     NothingSeenIsZeroAndMinusInfinity},
+                                    {"rows_of_zeros", 1, RowsOfZeros},
+                                    {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
+                                    {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
 }

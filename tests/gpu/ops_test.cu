@@ -1,6 +1,5 @@
 // RmsNorm and SiluMul on a GPU against their formulas in double precision.
 #include "kernels/cuda/ops.h"
-
 #include "tests/gpu/check.h"
 #include "tests/kernels/reference.h"
 
@@ -14,12 +13,15 @@ constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBf16};
 
 // Rows of a storage type.
 struct Rows {
-  Rows(std::mt19937& random, DType type, int64_t count, double spread) : type(type), bytes(count * BytesOf(type)) {
+  Rows(std::mt19937& random, DType type, int64_t count, double spread)
+      : type(type), bytes(count * BytesOf(type)) {
     std::normal_distribution<double> normal(0, spread);
     for (int64_t i = 0; i < count; ++i) Set(i, normal(random));
   }
   void Set(int64_t i, double x) { kernels::testing::Encode(type, x, &bytes[i * BytesOf(type)]); }
-  double operator[](int64_t i) const { return kernels::testing::Decoded(type, &bytes[i * BytesOf(type)]); }
+  double operator[](int64_t i) const {
+    return kernels::testing::Decoded(type, &bytes[i * BytesOf(type)]);
+  }
 
   DType type;
   std::vector<std::byte> bytes;
@@ -50,8 +52,9 @@ void NormalisesRows(uint32_t seed) {
       const DeviceArray<std::byte> device_x(x.bytes);
       const DeviceArray<std::byte> device_weight(weight.bytes);
       DeviceArray<std::byte> device_out(out.bytes.size());
-      kernels::cuda::RmsNormParams params{type, device_x.data(), stride, device_out.data(), stride,
-                                          device_weight.data(), rows, dim, kEpsilon};
+      kernels::cuda::RmsNormParams params{type,    device_x.data(),      stride, device_out.data(),
+                                          stride,  device_weight.data(), rows,   dim,
+                                          kEpsilon};
       Require(kernels::cuda::RmsNorm(params, nullptr), "RmsNorm");
       out.bytes = device_out.Host();
       for (int64_t i = 0; i < rows * stride; ++i) {
@@ -60,10 +63,13 @@ void NormalisesRows(uint32_t seed) {
           continue;
         }
         double sum = 0;
-        for (int64_t j = i / stride * stride; j < i / stride * stride + dim; ++j) sum += x[j] * x[j];
+        for (int64_t j = i / stride * stride; j < i / stride * stride + dim; ++j)
+          sum += x[j] * x[j];
         const double expected = x[i] / std::sqrt(sum / dim + double{kEpsilon}) * weight[i % stride];
-        ExpectWithin(Distance(expected, out[i]), Allowed(type, expected), Literal(type, rows, dim, i));
-        if (dim > 1024 && i % 97 != 0) i += random() % 50;  // all of the small ones, some of the large
+        ExpectWithin(Distance(expected, out[i]), Allowed(type, expected),
+                     Literal(type, rows, dim, i));
+        // All of the small ones, some of the large.
+        if (dim > 1024 && i % 97 != 0) i += random() % 50;
       }
       // In place, and the last row alone: the same bits.
       DeviceArray<std::byte> in_place(x.bytes);
@@ -71,7 +77,8 @@ void NormalisesRows(uint32_t seed) {
       params.x = params.out = in_place.data() + last;
       params.rows = 1;
       Require(kernels::cuda::RmsNorm(params, nullptr), "RmsNorm");
-      Expect(std::memcmp(in_place.Host().data() + last, out.bytes.data() + last, dim * BytesOf(type)) == 0,
+      Expect(std::memcmp(in_place.Host().data() + last, out.bytes.data() + last,
+                         dim * BytesOf(type)) == 0,
              "a row alone, in place: " + Literal(type, rows, dim, 0));
     }
   }
@@ -87,9 +94,10 @@ void MultipliesGates(uint32_t seed) {
       const DeviceArray<std::byte> device_in(in.bytes);
       Rows out(random, type, int64_t{rows} * (dim + 4), 1);
       DeviceArray<std::byte> device_out(out.bytes.size());
-      Require(kernels::cuda::SiluMul({type, device_in.data(), device_in.data() + int64_t{dim} * BytesOf(type), 2 * dim,
-                       device_out.data(), dim + 4, rows, dim},
-                      nullptr),
+      Require(kernels::cuda::SiluMul(
+                  {type, device_in.data(), device_in.data() + int64_t{dim} * BytesOf(type), 2 * dim,
+                   device_out.data(), dim + 4, rows, dim},
+                  nullptr),
               "SiluMul");
       out.bytes = device_out.Host();
       for (int64_t row = 0; row < rows; ++row) {
@@ -100,7 +108,8 @@ void MultipliesGates(uint32_t seed) {
                        Literal(type, rows, dim, i));
         }
         for (int64_t i = dim; i < dim + 4; ++i) {
-          Expect(out.bytes[(row * (dim + 4) + i) * BytesOf(type)] == std::byte{0xff}, "written between rows");
+          Expect(out.bytes[(row * (dim + 4) + i) * BytesOf(type)] == std::byte{0xff},
+                 "written between rows");
         }
       }
     }
@@ -108,11 +117,13 @@ void MultipliesGates(uint32_t seed) {
 }
 
 void RefusesWhatItCannotDo(uint32_t) {
-  Expect(kernels::cuda::RmsNorm({.type = DType::kI8, .dim = 4}, nullptr) == cudaErrorInvalidValue, "codes");
+  Expect(kernels::cuda::RmsNorm({.type = DType::kI8, .dim = 4}, nullptr) == cudaErrorInvalidValue,
+         "codes");
   Expect(kernels::cuda::RmsNorm({.dim = 6}, nullptr) == cudaErrorInvalidValue, "6 numbers");
   Expect(kernels::cuda::RmsNorm({.dim = 8}, nullptr) == cudaSuccess, "no rows");
   Expect(kernels::cuda::SiluMul({.dim = 6}, nullptr) == cudaErrorInvalidValue, "6 numbers");
-  Expect(kernels::cuda::SiluMul({.in_stride = 7, .dim = 8}, nullptr) == cudaErrorInvalidValue, "a stride of 7");
+  Expect(kernels::cuda::SiluMul({.in_stride = 7, .dim = 8}, nullptr) == cudaErrorInvalidValue,
+         "a stride of 7");
   Expect(kernels::cuda::SiluMul({.dim = 8}, nullptr) == cudaSuccess, "no rows");
 }
 

@@ -1,10 +1,9 @@
 // Prefill over keys and values of heads against the formula in double precision, and its plan.
-#include "kernels/cuda/prefill.h"
-
 #include <map>
 #include <set>
 #include <tuple>
 
+#include "kernels/cuda/prefill.h"
 #include "tests/gpu/device_kv.h"
 
 namespace larder::gpu_tests {
@@ -35,7 +34,8 @@ struct Shape {
   std::vector<std::pair<int32_t, int32_t>> chunks = {};  // position, tokens >= 1; different ends
 
   std::string Literal() const {
-    std::string text = "{" + std::to_string(seed) + ", DType{" + std::to_string(static_cast<int>(dtype)) + "}";
+    std::string text =
+        "{" + std::to_string(seed) + ", DType{" + std::to_string(static_cast<int>(dtype)) + "}";
     for (const int32_t x : {kv_heads, group, dim, block_tokens, int32_t{token_major}, window, sinks,
                             key_begin, key_end, tile_rows, int32_t{out_f32}}) {
       text += ", " + std::to_string(x);
@@ -114,7 +114,8 @@ class PrefillCase {
   }
 
   Result Run() {
-    PrefillPlan plan = kernels::cuda::PlanPrefill(chunks_, {shape_.kv_heads, shape_.group, shape_.dim,
+    PrefillPlan plan =
+        kernels::cuda::PlanPrefill(chunks_, {shape_.kv_heads, shape_.group, shape_.dim,
                                              shape_.tile_rows == kPrefillRowsLarge ? 0 : 1 << 20});
     Expect(plan.tile_rows == shape_.tile_rows, "tile rows: " + shape_.Literal());
     const DeviceArray<PrefillTile> tiles(plan.tiles);
@@ -122,8 +123,10 @@ class PrefillCase {
     const int bytes = kernels::BytesOf(shape_.dtype);
     std::vector<std::byte> q(q_.size() * bytes);
     for (size_t i = 0; i < q_.size(); ++i) {
-      if (std::isnan(q_[i])) std::memset(&q[i * bytes], 0xff, bytes);
-      else kernels::testing::Encode(shape_.dtype, q_[i], &q[i * bytes]);
+      if (std::isnan(q_[i]))
+        std::memset(&q[i * bytes], 0xff, bytes);
+      else
+        kernels::testing::Encode(shape_.dtype, q_[i], &q[i * bytes]);
     }
     const DeviceArray<std::byte> device_q(q);
     PrefillParams p = params_;
@@ -138,9 +141,12 @@ class PrefillCase {
     Result result;
     const std::vector<std::byte> bits = out.Host();
     for (int64_t i = 0; i < rows_ * p.out_stride; ++i) {
-      const double x = kernels::testing::Decoded(p.out_dtype, &bits[i * kernels::BytesOf(p.out_dtype)]);
-      if (i % p.out_stride < int64_t{p.q_heads} * shape_.dim) result.out.push_back(x);
-      else Expect(std::isnan(x), "nothing is written between rows: " + shape_.Literal());
+      const double x =
+          kernels::testing::Decoded(p.out_dtype, &bits[i * kernels::BytesOf(p.out_dtype)]);
+      if (i % p.out_stride < int64_t{p.q_heads} * shape_.dim)
+        result.out.push_back(x);
+      else
+        Expect(std::isnan(x), "nothing is written between rows: " + shape_.Literal());
     }
     result.lse = lse.Host();
     return result;
@@ -163,8 +169,8 @@ class PrefillCase {
         for (int32_t h = 0; h < params_.q_heads; ++h) {
           const double* const q = &q_[row * params_.q_stride + int64_t{h} * shape_.dim];
           const kernels::testing::ReferenceQuery query{
-              {q, q + shape_.dim}, chunks_[c].position + t, h / shape_.group, params_.scale,
-              params_.window, params_.sinks, params_.key_begin, params_.key_end};
+              {q, q + shape_.dim}, chunks_[c].position + t, h / shape_.group,  params_.scale,
+              params_.window,      params_.sinks,           params_.key_begin, params_.key_end};
           const auto expected = kernels::testing::Attention(query, sequence.keys, sequence.values);
           const auto size = kernels::testing::Attention(query, sequence.keys, magnitudes);
           const int64_t at = row * params_.q_heads + h;
@@ -174,7 +180,8 @@ class PrefillCase {
           for (int32_t i = 0; i < shape_.dim; ++i) {
             double allowed = rounding * size.out[i] + 2e-6 * (1 + size.out[i]);
             if (!shape_.out_f32) allowed += rounding * std::abs(expected.out[i]);
-            worst = std::max(worst, Distance(expected.out[i], result.out[at * shape_.dim + i]) / allowed);
+            worst = std::max(worst,
+                             Distance(expected.out[i], result.out[at * shape_.dim + i]) / allowed);
           }
           ExpectWithin(worst, 1, "out of row " + std::to_string(row) + " " + shape_.Literal());
           if (state.failures > 3) return;
@@ -216,7 +223,8 @@ Shape RandomShape(uint32_t seed) {
     s.key_begin = static_cast<int32_t>(random() % 100);
     s.key_end = s.key_begin + static_cast<int32_t>(random() % 300);
   }
-  s.tile_rows = s.dim > 128 ? kPrefillRowsSmall : Pick(random, {kPrefillRowsSmall, kPrefillRowsLarge});
+  s.tile_rows =
+      s.dim > 128 ? kPrefillRowsSmall : Pick(random, {kPrefillRowsSmall, kPrefillRowsLarge});
   s.out_f32 = random() % 3 != 0;
   std::set<int32_t> ends;
   const int chunks = static_cast<int>(1 + random() % 3);
@@ -239,7 +247,11 @@ void EveryHeadDim(uint32_t seed) {
     for (const int32_t dim : {64, 80, 96, 128, 256}) {
       for (const int32_t tile_rows : {kPrefillRowsSmall, kPrefillRowsLarge}) {
         if (dim > 128 && tile_rows == kPrefillRowsLarge) continue;
-        PrefillCase c({.seed = seed, .dtype = dtype, .group = 4, .dim = dim, .tile_rows = tile_rows,
+        PrefillCase c({.seed = seed,
+                       .dtype = dtype,
+                       .group = 4,
+                       .dim = dim,
+                       .tile_rows = tile_rows,
                        .chunks = {{100, 40}}});
         c.ExpectCorrect(c.Run());
       }
@@ -326,7 +338,8 @@ void PlansCoverEachPairOnce(uint32_t seed) {
     rows.push_back(row);
     row += chunk.tokens;
   }
-  const PrefillPlan plan = kernels::cuda::PlanPrefill(chunks, {2, group, 128, Pick(random, {0, 132})});
+  const PrefillPlan plan =
+      kernels::cuda::PlanPrefill(chunks, {2, group, 128, Pick(random, {0, 132})});
   std::set<std::tuple<int32_t, int32_t>> seen;
   int64_t last = std::numeric_limits<int64_t>::max();
   for (const PrefillTile& tile : plan.tiles) {
@@ -348,14 +361,15 @@ void PlansCoverEachPairOnce(uint32_t seed) {
 
 int main(int argc, char** argv) {
   using namespace larder::gpu_tests;  // NOLINT
-  return RunCases(argc, argv,
-                  std::vector<Case>{
-                      {"plans_cover_each_pair_once", 40, PlansCoverEachPairOnce},
-                      {"random_shapes", 40, RandomShapes},
-                      {"every_head_dim", 1, EveryHeadDim},
-                      {"a_row_does_not_depend_on_its_chunk", 4, ARowDoesNotDependOnItsChunk},
-                      {"large_scores", 1, LargeScores},
-                      {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
-                      {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
-                      {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
+  return RunCases(
+      argc, argv,
+      std::vector<Case>{
+          {"plans_cover_each_pair_once", 40, PlansCoverEachPairOnce},
+          {"random_shapes", 40, RandomShapes},
+          {"every_head_dim", 1, EveryHeadDim},
+          {"a_row_does_not_depend_on_its_chunk", 4, ARowDoesNotDependOnItsChunk},
+          {"large_scores", 1, LargeScores},
+          {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
+          {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
+          {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
 }

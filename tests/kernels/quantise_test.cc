@@ -169,12 +169,17 @@ TEST(QuantiseTest, AppendQuantisesEachKeyAndValue) {
     const auto tokens = static_cast<int32_t>(1 + random() % 15);
     PagedKv got(test_layer, 30, 1);
     PagedKv expected(test_layer, 30, 1);
-    const std::vector<float> k = RandomFloats(random, int64_t{tokens} * layer.kv_heads * layer.key_dim);
+    const std::vector<float> k =
+        RandomFloats(random, int64_t{tokens} * layer.kv_heads * layer.key_dim);
     const std::vector<float> v =
         RandomFloats(random, int64_t{tokens} * layer.kv_heads * layer.value_dim);
     const SequenceChunk chunk{got.table(), position, tokens};
-    Append(cpu, {layer, k.data(), int64_t{layer.kv_heads} * layer.key_dim, v.data(),
-                 int64_t{layer.kv_heads} * layer.value_dim, {&chunk, 1}});
+    Append(cpu, {layer,
+                 k.data(),
+                 int64_t{layer.kv_heads} * layer.key_dim,
+                 v.data(),
+                 int64_t{layer.kv_heads} * layer.value_dim,
+                 {&chunk, 1}});
     for (int32_t i = 0; i < tokens * layer.kv_heads; ++i) {
       const int32_t token = position + i / layer.kv_heads;
       const int32_t head = i % layer.kv_heads;
