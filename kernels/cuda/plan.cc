@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 
 namespace larder::kernels::cuda {
 namespace {
@@ -43,53 +44,97 @@ int64_t PiecesOf(const Range& range, int32_t piece_tokens) {
   return (range.end - 1) / piece_tokens - range.begin / piece_tokens + 1;
 }
 
-// What no schedule of pieces of this length can beat, in keys. Few schedules of rule 3 are far off.
-int64_t Makespan(std::span<const Visible> rows, const DecodePlanOptions& o, int32_t piece_tokens) {
-  int64_t pieces = 0;
-  int64_t full = 0;
-  int64_t tokens = 0;
-  int32_t longest = 0;
-  for (const Visible& row : rows) {
-    for (const Range& range : row.ranges) {
-      pieces += PiecesOf(range, piece_tokens);
-      full += range.tokens() / piece_tokens;
-      tokens += range.tokens();
-      longest = std::max(longest, range.tokens());
+// The work of one kv head, cut to pieces of a length. Heads have the same, so each has its share of
+// the blocks that run at once.
+class Schedule {
+ public:
+  Schedule(std::span<const Visible> rows, const DecodePlanOptions& o)
+      : rows_(rows), places_(std::max(1, o.blocks_at_once / std::max(1, o.kv_heads))) {}
+
+  // No order of the pieces ends sooner. Grows as pieces get shorter.
+  int64_t Least(int32_t piece_tokens) const {
+    int64_t cost = 0;
+    for (const Visible& row : rows_) {
+      for (const Range& range : row.ranges) {
+        cost += range.tokens() + PiecesOf(range, piece_tokens) * kPieceCostTokens;
+      }
     }
+    return CeilDiv(cost, places_);
   }
-  const int64_t waves = CeilDiv(full * o.kv_heads, o.blocks_at_once);
-  const int64_t even =
-      CeilDiv((tokens + pieces * kPieceCostTokens) * o.kv_heads, o.blocks_at_once);
-  return std::max({waves * (piece_tokens + kPieceCostTokens), even,
-                   int64_t{std::min(longest, piece_tokens)} + kPieceCostTokens});
-}
+
+  // When the last block ends if each piece starts where one ends first, longest first (rule 3), in
+  // keys.
+  int64_t Makespan(int32_t piece_tokens) {
+    rest_.clear();
+    int64_t full = 0;
+    for (const Visible& row : rows_) {
+      for (const Range& range : row.ranges) full += CountFull(range, piece_tokens);
+    }
+    std::sort(rest_.begin(), rest_.end(), std::greater<>());
+    // Full pieces go round; the others to whoever is free first.
+    const int64_t each = piece_tokens + kPieceCostTokens;
+    ends_.assign(places_, full / places_ * each);
+    for (int64_t i = 0; i < full % places_; ++i) ends_[i] += each;
+    int64_t last = *std::max_element(ends_.begin(), ends_.end());
+    std::make_heap(ends_.begin(), ends_.end(), std::greater<>());
+    for (const int32_t tokens : rest_) {
+      std::pop_heap(ends_.begin(), ends_.end(), std::greater<>());
+      ends_.back() += tokens + kPieceCostTokens;
+      last = std::max(last, ends_.back());
+      std::push_heap(ends_.begin(), ends_.end(), std::greater<>());
+    }
+    return last;
+  }
+
+ private:
+  // Whole pieces of a range; those that are cut short go to rest_.
+  int64_t CountFull(const Range& range, int32_t piece_tokens) {
+    if (range.tokens() == 0) return 0;
+    const int64_t first = CeilDiv(range.begin, piece_tokens) * piece_tokens;
+    const int64_t last = range.end / piece_tokens * int64_t{piece_tokens};
+    if (last < first) {
+      rest_.push_back(range.tokens());
+      return 0;
+    }
+    if (first > range.begin) rest_.push_back(static_cast<int32_t>(first - range.begin));
+    if (range.end > last) rest_.push_back(static_cast<int32_t>(range.end - last));
+    return (last - first) / piece_tokens;
+  }
+
+  const std::span<const Visible> rows_;
+  const int64_t places_;
+  std::vector<int32_t> rest_;
+  std::vector<int64_t> ends_;
+};
 
 // `longest`: the most keys that a row sees. Each of its two ranges may be cut short at both ends.
 int32_t ChoosePieceTokens(std::span<const Visible> rows, const DecodePlanOptions& o,
                           int32_t longest) {
-  const auto least = static_cast<int32_t>(
-      CeilDiv(CeilDiv(longest, kGroupPiecesMax - 4), kAlignTokens) * kAlignTokens);
+  const auto aligned = [](int64_t tokens) {
+    return static_cast<int32_t>(CeilDiv(tokens, kAlignTokens) * kAlignTokens);
+  };
+  const int32_t least = aligned(CeilDiv(longest, kGroupPiecesMax - 4));
   if (o.piece_tokens > 0) return std::max(o.piece_tokens, least);
-  // One piece a row, unless a finer cut wins by more than it is likely to cost.
-  int32_t best = static_cast<int32_t>(CeilDiv(longest, kAlignTokens) * kAlignTokens);
-  best = std::max(best, kPieceTokensMin);
-  int64_t best_cost = Makespan(rows, o, best);
-  for (int32_t power = kPieceTokensMin; power < longest; power *= 2) {
-    for (const int32_t tokens : {power, power / 2 * 3}) {
-      if (tokens < least || tokens >= longest) continue;
-      const int64_t cost = Makespan(rows, o, tokens);
-      if (cost < best_cost || (cost == best_cost && tokens > best)) {
-        best = tokens;
-        best_cost = cost;
-      }
-    }
+  const int32_t shortest = std::max(kPieceTokensMin, least);
+  Schedule schedule(rows, o);
+  // From one piece a row down in steps of a sixteenth, while shorter pieces can still win.
+  int32_t tokens = std::max(shortest, aligned(longest));
+  int32_t best = tokens;
+  int64_t best_cost = schedule.Makespan(tokens);
+  while (tokens > shortest && schedule.Least(tokens) < best_cost) {
+    tokens = std::max(shortest, aligned(int64_t{tokens} * 15 / 16 - kAlignTokens));
+    const int64_t cost = schedule.Makespan(tokens);
+    if (cost >= best_cost) continue;
+    best = tokens;
+    best_cost = cost;
   }
   return best;
 }
 
 // Pieces of a row and kv head.
 void Cut(const DecodeRow& row, int32_t kv_head, const Visible& visible, DecodePlan& plan) {
-  DecodePiece piece{.chunk = row.chunk, .row = row.row, .position = row.position, .kv_head = kv_head};
+  DecodePiece piece{
+      .chunk = row.chunk, .row = row.row, .position = row.position, .kv_head = kv_head};
   const size_t first = plan.pieces.size();
   for (const Range& range : visible.ranges) {
     for (int32_t begin = range.begin; begin < range.end; begin = piece.end) {
@@ -129,10 +174,9 @@ DecodePlan PlanDecode(std::span<const DecodeRow> rows, const DecodePlanOptions& 
   for (size_t i = 0; i < rows.size(); ++i) {
     for (int32_t head = 0; head < options.kv_heads; ++head) Cut(rows[i], head, visible[i], plan);
   }
-  std::stable_sort(plan.pieces.begin(), plan.pieces.end(),
-                   [](const DecodePiece& a, const DecodePiece& b) {
-                     return a.end - a.begin > b.end - b.begin;
-                   });
+  std::stable_sort(
+      plan.pieces.begin(), plan.pieces.end(),
+      [](const DecodePiece& a, const DecodePiece& b) { return a.end - a.begin > b.end - b.begin; });
   return plan;
 }
 

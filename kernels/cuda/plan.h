@@ -1,17 +1,20 @@
 // Shares a decode step out over a GPU: which thread block reads which keys.
 //
 //   row            one query token: one entry of the batch, all its q heads
-//   piece          [begin, end) of the keys of one row and one kv head: the work of one thread block
-//   group          the pieces of one row and kv head when there are several; their results are
+//   piece          [begin, end) of the keys of one row and one kv head: the work of one thread
+//   block group          the pieces of one row and kv head when there are several; their results
+//   are
 //                  merged, in the order of their keys, by the block that ends last
 //
 // A plan depends on lengths only, so one plan serves all layers of a step.
 //
 // Thread safety: pure functions of the host; no CUDA.
 //
-// 1. Each visible key of each row and kv head is in exactly one piece; a row that sees no key has one
+// 1. Each visible key of each row and kv head is in exactly one piece; a row that sees no key has
+// one
 //    empty piece a kv head, so that its result is written.
-// 2. Pieces begin and end at multiples of piece_tokens counted from position 0, but for the first and
+// 2. Pieces begin and end at multiples of piece_tokens counted from position 0, but for the first
+// and
 //    last key that is visible. With the same piece_tokens a row's pieces, and so its bits, do not
 //    depend on the batch around it; the choice of piece_tokens, unless given, does.
 // 3. The longest pieces come first: blocks start in this order, so the last to end is at most one
@@ -27,7 +30,7 @@
 namespace larder::kernels::cuda {
 
 inline constexpr int32_t kGroupPiecesMax = 64;
-inline constexpr int32_t kPieceTokensMin = 256;
+inline constexpr int32_t kPieceTokensMin = 128;
 // What a block costs besides its keys, in keys: it fills its pipeline (some 2 us at 35 keys of 512
 // bytes a us) and writes a result that is read again.
 inline constexpr int32_t kPieceCostTokens = 96;

@@ -14,8 +14,8 @@
 namespace larder::kernels::cuda {
 
 static std::ostream& operator<<(std::ostream& out, const DecodePlanOptions& o) {
-  return out << "{" << o.kv_heads << ", " << o.window << ", " << o.sinks << ", " << o.key_begin << ", "
-             << o.key_end << ", " << o.blocks_at_once << ", " << o.piece_tokens << "}";
+  return out << "{" << o.kv_heads << ", " << o.window << ", " << o.sinks << ", " << o.key_begin
+             << ", " << o.key_end << ", " << o.blocks_at_once << ", " << o.piece_tokens << "}";
 }
 
 namespace {
@@ -31,7 +31,8 @@ std::vector<DecodeRow> RowsAt(const std::vector<int32_t>& positions) {
   return rows;
 }
 
-// When blocks start in the plan's order, each where one ends first: when the last one ends, in keys.
+// When blocks start in the plan's order, each where one ends first: when the last one ends, in
+// keys.
 int64_t Makespan(const DecodePlan& plan, int32_t blocks_at_once) {
   std::priority_queue<int64_t, std::vector<int64_t>, std::greater<>> ends;
   int64_t last = 0;
@@ -47,7 +48,8 @@ int64_t Makespan(const DecodePlan& plan, int32_t blocks_at_once) {
   return last;
 }
 
-void ExpectRules(const std::vector<DecodeRow>& rows, const DecodePlanOptions& o, const DecodePlan& plan) {
+void ExpectRules(const std::vector<DecodeRow>& rows, const DecodePlanOptions& o,
+                 const DecodePlan& plan) {
   std::map<std::tuple<int32_t, int32_t>, std::vector<DecodePiece>> by_row;
   int32_t before = kNoEnd;
   for (const DecodePiece& piece : plan.pieces) {
@@ -60,7 +62,8 @@ void ExpectRules(const std::vector<DecodeRow>& rows, const DecodePlanOptions& o,
   for (const DecodeRow& row : rows) {
     for (int32_t head = 0; head < o.kv_heads; ++head) {
       std::vector<DecodePiece>& pieces = by_row[{row.row, head}];
-      std::sort(pieces.begin(), pieces.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+      std::sort(pieces.begin(), pieces.end(),
+                [](const auto& a, const auto& b) { return a.begin < b.begin; });
       std::vector<int> seen(row.position + 1);
       for (size_t i = 0; i < pieces.size(); ++i) {
         const DecodePiece& piece = pieces[i];
@@ -72,10 +75,12 @@ void ExpectRules(const std::vector<DecodeRow>& rows, const DecodePlanOptions& o,
         } else {
           const DecodeGroup& group = plan.groups.at(piece.group);
           ASSERT_EQ(group.slot_count, static_cast<int32_t>(pieces.size()));
-          ASSERT_EQ(piece.slot, group.slot_begin + static_cast<int32_t>(i)) << "slots in the order of keys";
+          ASSERT_EQ(piece.slot, group.slot_begin + static_cast<int32_t>(i))
+              << "slots in the order of keys";
           ASSERT_EQ(++slots.at(piece.slot), 1);
         }
-        ASSERT_EQ(piece.begin / plan.piece_tokens, std::max(piece.begin, piece.end - 1) / plan.piece_tokens)
+        ASSERT_EQ(piece.begin / plan.piece_tokens,
+                  std::max(piece.begin, piece.end - 1) / plan.piece_tokens)
             << "rule 2";
         for (int32_t t = piece.begin; t < piece.end; ++t) ++seen.at(t);
       }
@@ -86,7 +91,8 @@ void ExpectRules(const std::vector<DecodeRow>& rows, const DecodePlanOptions& o,
         // A gap of less than 64 keys may lie inside a piece: the kernel leaves it out.
         ASSERT_LE(seen[t], 1);
         ASSERT_TRUE(!visible || seen[t] == 1) << "rule 1: key " << t << " of row " << row.row;
-        ASSERT_TRUE(visible || seen[t] == 0 || (t >= o.sinks && row.position - o.window - o.sinks < 64));
+        ASSERT_TRUE(visible || seen[t] == 0 ||
+                    (t >= o.sinks && row.position - o.window - o.sinks < 64));
       }
     }
   }
@@ -98,7 +104,8 @@ TEST(PlanDecode, RandomBatchesKeepTheRules) {
     DecodePlanOptions o{.kv_heads = static_cast<int32_t>(1 + random() % 8)};
     const int32_t longest = 1 << random() % 15;
     std::vector<int32_t> positions;
-    for (uint32_t i = random() % 20; i > 0; --i) positions.push_back(static_cast<int32_t>(random() % longest));
+    for (uint32_t i = random() % 20; i > 0; --i)
+      positions.push_back(static_cast<int32_t>(random() % longest));
     if (random() % 2 == 0) {
       o.window = static_cast<int32_t>(1 + random() % longest);
       o.sinks = static_cast<int32_t>(random() % 100);
@@ -118,12 +125,13 @@ TEST(PlanDecode, RandomBatchesKeepTheRules) {
       work += piece.end - piece.begin + kPieceCostTokens;
       most = std::max<int64_t>(most, piece.end - piece.begin + kPieceCostTokens);
     }
-    ASSERT_LE(Makespan(plan, o.blocks_at_once), work / o.blocks_at_once + most) << "rule 3, seed " << seed;
+    ASSERT_LE(Makespan(plan, o.blocks_at_once), work / o.blocks_at_once + most)
+        << "rule 3, seed " << seed;
   }
 }
 
-// Shapes of the README's table on 132 SMs with two blocks each: within 7% of keys spread evenly with no
-// cost a piece. What a single long row needs is in the last place: all SMs busy.
+// Shapes of the README's table on 132 SMs with two blocks each: within 7% of keys spread evenly
+// with no cost a piece. What a single long row needs is in the last place: all SMs busy.
 TEST(PlanDecode, ServingShapesFillTheGpu) {
   const auto ratio = [](int32_t rows, int32_t keys) {
     const DecodePlanOptions o{.kv_heads = 8, .blocks_at_once = 264};
@@ -137,6 +145,27 @@ TEST(PlanDecode, ServingShapesFillTheGpu) {
   EXPECT_LT(ratio(1, 131'072), 1.15);
   const DecodePlan one = PlanDecode(RowsAt({4'095}), {.kv_heads = 8, .blocks_at_once = 264});
   EXPECT_EQ(one.pieces.size(), 8u * 4'096 / kPieceTokensMin);
+}
+
+// Of rows of all lengths: as good as the best length of pieces that trying each finds, within a
+// tenth.
+TEST(PlanDecode, ChoosesPiecesAlmostAsGoodAsAny) {
+  for (uint32_t seed = 1; seed <= 24; ++seed) {
+    std::mt19937 random(seed);
+    std::vector<int32_t> positions(1u << random() % 6);
+    const uint32_t longest = 1'000u << random() % 5;
+    for (int32_t& p : positions) p = static_cast<int32_t>(longest / 4 + random() % longest);
+    DecodePlanOptions o{.kv_heads = 8, .blocks_at_once = 264};
+    const DecodePlan chosen = PlanDecode(RowsAt(positions), o);
+    int64_t best = std::numeric_limits<int64_t>::max();
+    for (o.piece_tokens = kPieceTokensMin; o.piece_tokens <= 20'480; o.piece_tokens += 64) {
+      best = std::min(best, Makespan(PlanDecode(RowsAt(positions), o), o.blocks_at_once));
+    }
+    EXPECT_LE(static_cast<double>(Makespan(chosen, o.blocks_at_once)),
+              1.1 * static_cast<double>(best))
+        << "seed " << seed << ", " << positions.size() << " rows of " << longest << ", chosen "
+        << chosen.piece_tokens;
+  }
 }
 
 // The plan of a row is the same in any batch when the length of pieces is given.

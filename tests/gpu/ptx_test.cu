@@ -178,7 +178,8 @@ void MatricesAreTransposed(uint32_t seed) {
 
 __global__ void Zeros(const uint4* in, uint4* out) {
   uint4* const shared = reinterpret_cast<uint4*>(DynamicShared());
-  CopyAsync16(shared + threadIdx.x, threadIdx.x % 2 == 0 ? in + threadIdx.x : in, threadIdx.x % 2 == 0);
+  CopyAsync16(shared + threadIdx.x, threadIdx.x % 2 == 0 ? in + threadIdx.x : nullptr,
+              threadIdx.x % 2 == 0);
   CopyAsyncCommit();
   CopyAsyncWait<0>();
   out[threadIdx.x] = shared[threadIdx.x];
