@@ -1,6 +1,6 @@
 // A batch as kernels see it: kv_layout.h's KvLayer and SequenceChunk, with everything they point at
-// in device memory. A block's address is a device pointer, so a table may mix arenas (GPU memory and
-// mapped host memory) as on the CPU, and costs 8 bytes for a block's 4 KiB row and more.
+// in device memory. A block's address is a device pointer, so a table may mix arenas (GPU memory
+// and mapped host memory) as on the CPU, and costs 8 bytes for a block's 4 KiB row and more.
 //
 // Thread safety: values.
 #pragma once

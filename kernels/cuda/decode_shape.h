@@ -28,12 +28,13 @@ struct DecodeShape {
   static constexpr int kStageBytes = 2 * kStepTokens * kRowBytes;
   static constexpr int kStages = kDim <= 128 ? 3 : 2;
   static constexpr int kWarpBytes = kStages * kStageBytes;
-  static constexpr int kOutRow = kDim + 4;  // floats; 8 lanes of 2 heads each write without conflict
-  static constexpr size_t kSharedBytes =
-      size_t{kWarps} * std::max(kWarpBytes, kHeads * kOutRow * 4);
+  static constexpr int kOutRow =
+      kDim + 4;  // floats; 8 lanes of 2 heads each write without conflict
+  static constexpr size_t kSharedBytes = size_t{kWarps} * std::max(kWarpBytes, kHeads* kOutRow * 4);
 };
 
-// f(DecodeShape) for this head dim and number of q heads a kv head; `unsupported` where there is none.
+// f(DecodeShape) for this head dim and number of q heads a kv head; `unsupported` where there is
+// none.
 template <typename F, typename R>
 R WithDecodeShape(int head_dim, int group, F f, R unsupported) {
   const bool wide = group > kTileHeads;

@@ -48,7 +48,8 @@ struct LaunchShape {
   size_t shared_bytes = 0;
 };
 
-// More shared memory than kSharedBytesFree has to be asked for, once a kernel and device; asking is cheap.
+// More shared memory than kSharedBytesFree has to be asked for, once a kernel and device; asking is
+// cheap.
 template <typename... Params>
 cudaError_t AllowShared([[maybe_unused]] void (*kernel)(Params...),
                         [[maybe_unused]] size_t shared_bytes) {

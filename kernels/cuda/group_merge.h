@@ -5,7 +5,8 @@
 //               log sums  [slots][heads a kv head]       float, base 2
 //               outs      [slots][heads a kv head][dim]  float
 //
-// 1. A block writes its slot, makes it visible to the device (__threadfence), and then counts up. Who
+// 1. A block writes its slot, makes it visible to the device (__threadfence), and then counts up.
+// Who
 //    counts last sees all slots.
 // 2. The counter wraps to zero by itself, so no launch has to clear it.
 //
@@ -33,7 +34,8 @@ __host__ __device__ inline DecodeWorkspace WorkspaceOf(const DecodeParams& p) {
   // A tile is 8 heads at least.
   w.counter_bytes = rounded(p.plan.group_count * ((heads + 7) / 8) * sizeof(unsigned));
   const size_t log_sum_bytes = rounded(p.plan.slots * heads * sizeof(float));
-  w.bytes = w.counter_bytes + log_sum_bytes + p.plan.slots * heads * p.layer.value_dim * sizeof(float);
+  w.bytes =
+      w.counter_bytes + log_sum_bytes + p.plan.slots * heads * p.layer.value_dim * sizeof(float);
   w.counters = reinterpret_cast<unsigned*>(p.workspace);
   w.log_sums = reinterpret_cast<float*>(p.workspace + w.counter_bytes);
   w.outs = reinterpret_cast<float*>(p.workspace + w.counter_bytes + log_sum_bytes);
@@ -48,7 +50,8 @@ template <typename T>
 class PieceResult {
  public:
   // `heads` heads from `head_in_group` on, counted among the q heads of the piece's kv head.
-  __device__ PieceResult(const DecodeParams& p, const DecodePiece& piece, int head_in_group, int heads)
+  __device__ PieceResult(const DecodeParams& p, const DecodePiece& piece, int head_in_group,
+                         int heads)
       : p_(p),
         piece_(piece),
         workspace_(WorkspaceOf(p)),
@@ -89,7 +92,8 @@ class PieceResult {
     RunningSoftmax total;
     total.Clear();
     for (int s = 0; s < group.slot_count; ++s) {
-      total.most = fmaxf(total.most, __ldcg(&workspace_.log_sums[SlotHead(group.slot_begin + s, head)]));
+      total.most =
+          fmaxf(total.most, __ldcg(&workspace_.log_sums[SlotHead(group.slot_begin + s, head)]));
     }
     float out = 0;
     for (int s = 0; s < group.slot_count; ++s) {

@@ -1,5 +1,4 @@
 #include "kernels/cuda/merge.h"
-
 #include "kernels/cuda/softmax.h"
 
 namespace larder::kernels::cuda {

@@ -1,15 +1,17 @@
-// Decode for latent rows (MLA, absorbed): keys are rows of 512 + 64 numbers, values their first 512, and
-// all heads read the same. Internal: compiled once a storage type.
+// Decode for latent rows (MLA, absorbed): keys are rows of 512 + 64 numbers, values their first
+// 512, and all heads read the same. Internal: compiled once a storage type.
 //
 //   tile     32 rows, in a ring of three that the whole block reads
-//   scores   S^T = K Q^T: warp w has 16 of the 32 tokens and some of the heads; queries lie in shared memory
-//   values   O^T += V^T P^T: warp w has all heads and its part of the 512 numbers
+//   scores   S^T = K Q^T: warp w has 16 of the 32 tokens and some of the heads; queries lie in
+//   shared memory values   O^T += V^T P^T: warp w has all heads and its part of the 512 numbers
 //
-// 1. After the first barrier of a tile it has arrived, and nobody reads the tile before it any more: its
+// 1. After the first barrier of a tile it has arrived, and nobody reads the tile before it any
+// more: its
 //    place is asked for anew.
 // 2. Before the second each warp leaves its heads' largest scores, before the third its weights, as
 //    fragments: the transposed right side of the second product, lane by lane.
-// 3. Every warp keeps the running maximum of every head that it multiplies values for, and computes the
+// 3. Every warp keeps the running maximum of every head that it multiplies values for, and computes
+// the
 //    same from the same numbers.
 //
 // Thread safety: device code.
@@ -58,7 +60,8 @@ class MlaWarp {
     for (int i = threadIdx.x; i < Shape::kHeads * kRowChunks; i += Shape::kThreads) {
       const int head = i / kRowChunks;
       const int column = i % kRowChunks * 16;
-      const auto* const from = reinterpret_cast<const std::byte*>(q + int64_t{head} * kLatentRowDim);
+      const auto* const from =
+          reinterpret_cast<const std::byte*>(q + int64_t{head} * kLatentRowDim);
       CopyAsync16(queries_ + head * Shape::kRowBytes + column, from + column, head < heads);
     }
   }
@@ -144,13 +147,12 @@ class MlaWarp {
   }
 
   __device__ void Score(const std::byte* stage, int token, float (&scores)[Shape::kScoreTiles][4]) {
-    const std::byte* const keys = stage +
-                                  (TokenTile() * kStepTokens + Lane() % 16) * Shape::kRowBytes +
-                                  Lane() / 16 * 16;
+    const std::byte* const keys =
+        stage + (TokenTile() * kStepTokens + Lane() % 16) * Shape::kRowBytes + Lane() / 16 * 16;
     // Matrices 0 to 3 of a load: numbers 0-7, 8-15, 16-23, 24-31 of eight heads.
-    const std::byte* const queries = queries_ +
-                                     (FirstScoredTile() * kTileHeads + Lane() % 8) * Shape::kRowBytes +
-                                     Lane() / 8 * 16;
+    const std::byte* const queries =
+        queries_ + (FirstScoredTile() * kTileHeads + Lane() % 8) * Shape::kRowBytes +
+        Lane() / 8 * 16;
 #pragma unroll 2
     for (int part = 0; part < kLatentRowDim / 16; part += 2) {
       uint32_t k[2][4];

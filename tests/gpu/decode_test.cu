@@ -49,7 +49,8 @@ void EveryHeadDim(uint32_t seed) {
   for (const DType dtype : {DType::kBf16, DType::kF16}) {
     for (const int32_t dim : {64, 80, 96, 128, 256}) {
       for (const int32_t group : {4, 12}) {
-        DecodeCase c({.seed = seed, .dtype = dtype, .group = group, .dim = dim, .positions = {150}});
+        DecodeCase c(
+            {.seed = seed, .dtype = dtype, .group = group, .dim = dim, .positions = {150}});
         c.ExpectCorrect(c.Run());
       }
     }
@@ -58,8 +59,8 @@ void EveryHeadDim(uint32_t seed) {
 
 // A row's bits depend on its pieces, not on the batch, the blocks, or who ends last.
 void RowsDoNotDependOnTheBatch(uint32_t seed) {
-  const DecodeShapeCase one{.seed = seed, .kv_heads = 2, .group = 4, .dim = 64, .piece_tokens = 128,
-                            .positions = {500}};
+  const DecodeShapeCase one{
+      .seed = seed, .kv_heads = 2, .group = 4, .dim = 64, .piece_tokens = 128, .positions = {500}};
   DecodeCase alone(one);
   const DecodeResult expected = alone.Run();
   alone.ExpectCorrect(expected);
@@ -80,14 +81,20 @@ void RowsDoNotDependOnTheBatch(uint32_t seed) {
 }
 
 void ManyPiecesMerge(uint32_t seed) {
-  DecodeCase c({.seed = seed, .kv_heads = 1, .group = 8, .dim = 64, .piece_tokens = 64,
+  DecodeCase c({.seed = seed,
+                .kv_heads = 1,
+                .group = 8,
+                .dim = 64,
+                .piece_tokens = 64,
                 .positions = {64 * 40 + 5}});
   c.ExpectCorrect(c.Run());
 }
 
-// Pieces of one length end about together: who counts before all of its threads have written is seen.
+// Pieces of one length end about together: who counts before all of its threads have written is
+// seen.
 void TheLastBlockMerges(uint32_t seed) {
-  DecodeCase c({.seed = seed, .group = 2, .dim = 64, .piece_tokens = 64, .positions = {4 * 64 - 1}});
+  DecodeCase c(
+      {.seed = seed, .group = 2, .dim = 64, .piece_tokens = 64, .positions = {4 * 64 - 1}});
   const DecodeResult expected = c.Run();
   c.ExpectCorrect(expected);
   for (int again = 0; again < 20; ++again) {
@@ -144,15 +151,16 @@ void OtherShapesAreRefused(uint32_t seed) {
 
 int main(int argc, char** argv) {
   using namespace larder::gpu_tests;  // NOLINT
-  return RunCases(argc, argv,
-                  std::vector<Case>{
-                      {"random_shapes", 60, RandomShapes},
-                      {"every_head_dim", 1, EveryHeadDim},
-                      {"rows_do_not_depend_on_the_batch", 3, RowsDoNotDependOnTheBatch},
-                      {"many_pieces_merge", 2, ManyPiecesMerge},
-                      {"the_last_block_merges", 10, TheLastBlockMerges},
-                      {"large_scores", 1, LargeScores},
-                      {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
-                      {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
-                      {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
+  return RunCases(
+      argc, argv,
+      std::vector<Case>{
+          {"random_shapes", 60, RandomShapes},
+          {"every_head_dim", 1, EveryHeadDim},
+          {"rows_do_not_depend_on_the_batch", 3, RowsDoNotDependOnTheBatch},
+          {"many_pieces_merge", 2, ManyPiecesMerge},
+          {"the_last_block_merges", 10, TheLastBlockMerges},
+          {"large_scores", 1, LargeScores},
+          {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
+          {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
+          {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
 }

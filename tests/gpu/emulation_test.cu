@@ -1,5 +1,5 @@
-// What the emulator must catch: each kernel here is wrong in one way, beside its right form. Runs on
-// the emulator only: a GPU forgives some of these most of the time.
+// What the emulator must catch: each kernel here is wrong in one way, beside its right form. Runs
+// on the emulator only: a GPU forgives some of these most of the time.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -52,7 +52,8 @@ __global__ void SumStages(const float* in, float* out, int stages) {
   const int floats = 4 * kThreads;
   const auto fetch = [&](int stage) {
     if (stage < stages) {
-      CopyAsync16(shared + stage % 2 * floats + 4 * threadIdx.x, in + stage * floats + 4 * threadIdx.x);
+      CopyAsync16(shared + stage % 2 * floats + 4 * threadIdx.x,
+                  in + stage * floats + 4 * threadIdx.x);
     }
     CopyAsyncCommit();
   };
@@ -140,13 +141,31 @@ __global__ void LoadForeign(uint32_t* out) {
 void FatalMistakesEndTheProcess(uint32_t) {
   DeviceArray<int> out(64);
   DeviceArray<uint32_t> words(64);
-  Expect(!Dies([&] { (void)Launch(WritePast, {1, 1, 64}, nullptr, out.data(), 15); }), "a write inside");
-  Expect(Dies([&] { (void)Launch(WritePast, {1, 1, 64}, nullptr, out.data(), 16); }), "a write past the end");
-  Expect(Dies([&] { (void)Launch(WritePast, {1, 1, 64}, nullptr, out.data(), 32); }), "a write at the guard page");
+  Expect(!Dies([&] {
+    (void)Launch(WritePast, {1, 1, 64}, nullptr, out.data(), 15);
+  }),
+         "a write inside");
+  Expect(Dies([&] {
+           (void)Launch(WritePast, {1, 1, 64}, nullptr, out.data(), 16);
+         }),
+         "a write past the end");
+  Expect(Dies([&] {
+           (void)Launch(WritePast, {1, 1, 64}, nullptr, out.data(), 32);
+         }),
+         "a write at the guard page");
   Expect(Dies([&] { (void)Launch(DivergentBarrier, {1, 64}, nullptr); }), "a divergent barrier");
-  Expect(Dies([&] { (void)Launch(DivergentCollective, {1, 32}, nullptr, out.data()); }), "a divergent collective");
-  Expect(Dies([&] { (void)Launch(LoadMisaligned, {1, 32, 1024}, nullptr, words.data()); }), "a misaligned ldmatrix");
-  Expect(Dies([&] { (void)Launch(LoadForeign, {1, 32, 1024}, nullptr, words.data()); }), "an ldmatrix of global memory");
+  Expect(Dies([&] {
+           (void)Launch(DivergentCollective, {1, 32}, nullptr, out.data());
+         }),
+         "a divergent collective");
+  Expect(Dies([&] {
+           (void)Launch(LoadMisaligned, {1, 32, 1024}, nullptr, words.data());
+         }),
+         "a misaligned ldmatrix");
+  Expect(Dies([&] {
+           (void)Launch(LoadForeign, {1, 32, 1024}, nullptr, words.data());
+         }),
+         "an ldmatrix of global memory");
 }
 
 struct Total {
@@ -178,10 +197,11 @@ void CollectivesAgree(uint32_t) {
 
 int main(int argc, char** argv) {
   using namespace larder::gpu_tests;  // NOLINT
-  return RunCases(argc, argv,
-                  std::vector<Case>{{"missing_barriers_are_seen", 20, MissingBarriersAreSeen},
-                                    {"missing_waits_are_seen", 20, MissingWaitsAreSeen},
-                                    {"shared_memory_is_poisoned", 1, SharedMemoryIsPoisoned},
-                                    {"fatal_mistakes_end_the_process", 1, FatalMistakesEndTheProcess},
-                                    {"collectives_agree", 10, CollectivesAgree}});
+  return RunCases(
+      argc, argv,
+      std::vector<Case>{{"missing_barriers_are_seen", 20, MissingBarriersAreSeen},
+                        {"missing_waits_are_seen", 20, MissingWaitsAreSeen},
+                        {"shared_memory_is_poisoned", 1, SharedMemoryIsPoisoned},
+                        {"fatal_mistakes_end_the_process", 1, FatalMistakesEndTheProcess},
+                        {"collectives_agree", 10, CollectivesAgree}});
 }

@@ -1,6 +1,5 @@
 // MergeAttention: parts of the keys by Decode, merged into the whole; and its special cases.
 #include "kernels/cuda/merge.h"
-
 #include "tests/gpu/decode_case.h"
 
 namespace larder::gpu_tests {
@@ -90,8 +89,10 @@ void PartsOfTheKeysMergeIntoTheWhole(uint32_t seed) {
 }
 
 void OtherNumbersOfPartsAreRefused(uint32_t /*seed*/) {
-  Expect(MergeAttention({.parts = 0, .rows = 1, .dim = 1}, nullptr) == cudaErrorInvalidValue, "no part");
-  Expect(MergeAttention({.parts = 17, .rows = 1, .dim = 1}, nullptr) == cudaErrorInvalidValue, "17 parts");
+  Expect(MergeAttention({.parts = 0, .rows = 1, .dim = 1}, nullptr) == cudaErrorInvalidValue,
+         "no part");
+  Expect(MergeAttention({.parts = 17, .rows = 1, .dim = 1}, nullptr) == cudaErrorInvalidValue,
+         "17 parts");
   Expect(MergeAttention({.parts = 1, .rows = 0, .dim = 1}, nullptr) == cudaSuccess, "no rows");
 }
 
@@ -100,9 +101,10 @@ void OtherNumbersOfPartsAreRefused(uint32_t /*seed*/) {
 
 int main(int argc, char** argv) {
   using namespace larder::gpu_tests;  // NOLINT
-  return RunCases(argc, argv,
-                  std::vector<Case>{
-                      {"parts_merge", 30, PartsMerge},
-                      {"parts_of_the_keys_merge_into_the_whole", 3, PartsOfTheKeysMergeIntoTheWhole},
-                      {"other_numbers_of_parts_are_refused", 1, OtherNumbersOfPartsAreRefused}});
+  return RunCases(
+      argc, argv,
+      std::vector<Case>{
+          {"parts_merge", 30, PartsMerge},
+          {"parts_of_the_keys_merge_into_the_whole", 3, PartsOfTheKeysMergeIntoTheWhole},
+          {"other_numbers_of_parts_are_refused", 1, OtherNumbersOfPartsAreRefused}});
 }

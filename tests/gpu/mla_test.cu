@@ -32,14 +32,18 @@ void RandomShapes(uint32_t seed) {
 }
 
 void DeepSeeksHeads(uint32_t seed) {
-  DecodeCase c({.seed = seed, .group = 128, .dim = 512, .rope_dim = 64, .piece_tokens = 64,
+  DecodeCase c({.seed = seed,
+                .group = 128,
+                .dim = 512,
+                .rope_dim = 64,
+                .piece_tokens = 64,
                 .positions = {150}});
   c.ExpectCorrect(c.Run());
 }
 
 void NothingSeenIsZeroAndMinusInfinity(uint32_t seed) {
-  DecodeCase c({.seed = seed, .group = 16, .dim = 512, .rope_dim = 64, .key_begin = 50,
-                .positions = {40}});
+  DecodeCase c(
+      {.seed = seed, .group = 16, .dim = 512, .rope_dim = 64, .key_begin = 50, .positions = {40}});
   const DecodeResult result = c.Run();
   for (const double x : result.out) Expect(x == 0, "out of a row that sees nothing is 0");
   for (const float x : result.lse) Expect(x == -HUGE_VALF, "its lse is -infinity");

@@ -118,8 +118,9 @@ void Conversions(uint32_t /*seed*/) {
     const int bias = kIsBf16 ? 127 : 15;
     const int exponent = static_cast<int>(bits >> fraction_bits);
     const int fraction = static_cast<int>(bits & ((1u << fraction_bits) - 1));
-    return exponent == 0 ? std::ldexp(fraction, 1 - bias - fraction_bits)
-                         : std::ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
+    return exponent == 0
+               ? std::ldexp(fraction, 1 - bias - fraction_bits)
+               : std::ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
   };
   const uint32_t infinity = kIsBf16 ? 0x7f80 : 0x7c00;
   std::vector<float> in;
@@ -151,7 +152,8 @@ void Conversions(uint32_t /*seed*/) {
   int wrong = 0;
   for (int i = 0; i < count; ++i) {
     const double magnitude = (got[i] & 0x7fff) == infinity ? HUGE_VAL : value(got[i] & 0x7fff);
-    wrong += got[i] != expected[i] || floats[i] != ((got[i] & 0x8000) != 0 ? -magnitude : magnitude);
+    wrong +=
+        got[i] != expected[i] || floats[i] != ((got[i] & 0x8000) != 0 ? -magnitude : magnitude);
   }
   Expect(wrong == 0, std::to_string(wrong) + " conversions differ");
 }

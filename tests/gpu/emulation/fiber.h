@@ -27,8 +27,8 @@ class Fiber {
  private:
   static void Enter();
 
-  std::byte* stack_;          // lowest usable byte
-  void* saved_ = nullptr;     // stack pointer (x86-64) or ucontext_t, of a fiber that is left
+  std::byte* stack_;       // lowest usable byte
+  void* saved_ = nullptr;  // stack pointer (x86-64) or ucontext_t, of a fiber that is left
   void (*body_)(void*) = nullptr;
   void* context_ = nullptr;
 };

@@ -54,7 +54,8 @@ class GuardedBytes {
     return b >= data_ && b + bytes <= data_ + bytes_;
   }
   bool Overrun() const {
-    return std::any_of(data_ + bytes_, data_ + padded_, [](std::byte b) { return b != std::byte{0xff}; });
+    return std::any_of(data_ + bytes_, data_ + padded_,
+                       [](std::byte b) { return b != std::byte{0xff}; });
   }
 
  private:

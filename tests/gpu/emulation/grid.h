@@ -1,6 +1,7 @@
 // Runs a grid of CUDA blocks on the calling thread, each CUDA thread as a fiber.
 //
-//   thread   runs until it waits: at a barrier, in a collective of its warp, or at its end. Who runs
+//   thread   runs until it waits: at a barrier, in a collective of its warp, or at its end. Who
+//   runs
 //            next among those who can is drawn from the seed, in one of several manners a launch:
 //            at random, the last to become ready (one warp runs ahead as far as it can), the first,
 //            or one lane of each warp after all others.
@@ -13,8 +14,8 @@
 // 1. Shared memory is all ones (NaN in f32, f16 and bf16) when a block starts, has guard pages on
 //    both sides, and is checked for writes past its end when the block ends.
 // 2. What cp.async copies arrives when the thread that asked waits for it, and not before; until
-//    then its destination is all ones. A missing wait and a destination that somebody still reads are
-//    both seen.
+//    then its destination is all ones. A missing wait and a destination that somebody still reads
+//    are both seen.
 // 3. A barrier or collective that not all of its threads reach, lanes of a warp in different
 //    collectives, and misaligned or foreign addresses end the process with a message.
 // 4. The same seed and launches give the same order.

@@ -69,8 +69,8 @@ const float* Table() {
   return table.data();
 }
 
-// A lane's row is read when that lane comes, not when all have come: a warp's collectives do not order
-// its memory, __syncwarp does.
+// A lane's row is read when that lane comes, not when all have come: a warp's collectives do not
+// order its memory, __syncwarp does.
 struct Loading {
   uint32_t (*r)[4];
   uint16_t row[8];

@@ -1,6 +1,6 @@
-// kernels/cuda/ptx.h for a host compiler: the same functions, their contracts and layouts taken from
-// the PTX ISA, not from that file's users. Products are summed in double and rounded once, where
-// hardware truncates partial sums; Exp2 and Log2 are the library's.
+// kernels/cuda/ptx.h for a host compiler: the same functions, their contracts and layouts taken
+// from the PTX ISA, not from that file's users. Products are summed in double and rounded once,
+// where hardware truncates partial sums; Exp2 and Log2 are the library's.
 //
 // Thread safety: as grid.h.
 #pragma once
