@@ -35,7 +35,7 @@ absl::StatusOr<std::span<std::byte>> GroupMember::Part(const v1::Run& run, uint3
 
 std::span<std::byte> GroupMember::Arena(uint32_t arena) const {
   if (arena >= handover_.arenas.size() || handover_.arenas[arena] == nullptr) return {};
-  return {handover_.arenas[arena]->base(), handover_.arenas[arena]->bytes()};
+  return handover_.arenas[arena]->host_bytes();
 }
 
 }  // namespace client
