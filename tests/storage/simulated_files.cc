@@ -415,9 +415,10 @@ void SimulatedFiles::Files::PowerCut() {
   }
   unsynced_.clear();
   // In order of names a folder comes before what is in it.
-  std::erase_if(durable_names_, [&](const auto& entry) {
-    return !entry.first.empty() && durable_names_.count(Parent(entry.first)) == 0;
-  });
+  for (auto it = durable_names_.begin(); it != durable_names_.end();) {
+    const bool reached = it->first.empty() || durable_names_.count(Parent(it->first)) > 0;
+    it = reached ? std::next(it) : durable_names_.erase(it);
+  }
   for (const auto& [name, node] : durable_names_) CutUnsynced(*node);
   names_ = durable_names_;
   locked_.clear();
