@@ -271,7 +271,8 @@ absl::Status RocksRecords::ScanFrom(Slot& next, const KeepFn& keep) {
       if (auto status = deletes.Delete(it->key()); !status.ok()) return FromRocks("scan", status);
     }
     if (static_cast<size_t>(deletes.Count()) < kScanDeletesMax) continue;
-    if (absl::Status s = Write({}, std::exchange(deletes, rocksdb::WriteBatch()), "scan"); !s.ok()) return s;
+    absl::Status status = Write({}, std::exchange(deletes, rocksdb::WriteBatch()), "scan");
+    if (!status.ok()) return status;
   }
   if (!it->status().ok()) return FromRocks("scan", it->status());
   return Write({}, std::move(deletes), "scan");

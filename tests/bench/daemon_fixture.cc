@@ -75,7 +75,8 @@ absl::Status DaemonFixture::PutPrompt() {
   }
   absl::StatusOr<Lease> lease = session_->Lookup(model_, prompt_);
   if (!lease.ok()) return lease.status();
-  if (absl::Status status = lease->Reserve(shape_.blocks, v1::TIER_HOST); !status.ok()) return status;
+  absl::Status reserved = lease->Reserve(shape_.blocks, v1::TIER_HOST);
+  if (!reserved.ok()) return reserved;
   for (uint32_t i = 0; i < shape_.blocks; ++i) {
     const auto block = lease->Reserved(i);
     if (!block.ok()) return block.status();

@@ -57,7 +57,8 @@ TEST(WriteBudget, TheDaysWorthComesBackAfterADay) {
 TEST(WriteBudget, ARestartForgetsNothingOfTheDay) {
   const WriteBudget::Limits limits{.bytes_per_day = 100 * kBlock};
   for (int minutes = 0; minutes < 60; minutes += 7) {
-    const absl::Time wall = absl::FromUnixSeconds(1'000'000 * int64_t{3600}) + absl::Minutes(minutes);
+    const absl::Time wall =
+        absl::FromUnixSeconds(1'000'000 * int64_t{3600}) + absl::Minutes(minutes);
     for (int hours_ago = 0; hours_ago <= 26; ++hours_ago) {
       SCOPED_TRACE(absl::StrCat(minutes, " minutes, ", hours_ago, " hours ago"));
       NvmeWritten before;
@@ -67,13 +68,18 @@ TEST(WriteBudget, ARestartForgetsNothingOfTheDay) {
       WriteBudget budget(limits);
       budget.Recover(before, kStart);
       const bool within_day = hours_ago <= 23;
-      if (within_day) EXPECT_EQ(Burst(budget, kStart), 40 * kBlock);
-      if (hours_ago > 25) EXPECT_EQ(Burst(budget, kStart), 100 * kBlock);
+      if (within_day) {
+        EXPECT_EQ(Burst(budget, kStart), 40 * kBlock);
+      } else if (hours_ago > 25) {
+        EXPECT_EQ(Burst(budget, kStart), 100 * kBlock);
+      }
       // Until a day after it was written, and no more than two hours longer.
       WriteBudget later(limits);
       later.Recover(before, kStart);
       const absl::Time day_after = kStart + absl::Hours(24 - hours_ago);
-      if (within_day) EXPECT_EQ(Burst(later, day_after - absl::Seconds(1)), 40 * kBlock);
+      if (within_day) {
+        EXPECT_EQ(Burst(later, day_after - absl::Seconds(1)), 40 * kBlock);
+      }
       if (day_after >= kStart) {
         WriteBudget rested(limits);
         rested.Recover(before, kStart);
