@@ -26,6 +26,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/device_arena.h"
 #include "larder/v1/types.pb.h"
 #include "storage/handover.h"
 
@@ -53,8 +54,13 @@ class GroupMember {
   // blocks, FAILED_PRECONDITION for a run on NVME or an arena that is not mapped.
   absl::StatusOr<std::span<std::byte>> Part(const v1::Run& run, uint32_t index) const;
 
-  // A whole mapped arena; empty where it is not mapped.
+  // A whole mapped arena; empty where it is not mapped or is a device's memory.
   std::span<std::byte> Arena(uint32_t arena) const;
+  // This rank's GPU arena in a device's memory is arena `run.arena + rank`; offsets of a run count
+  // from its address. Errors as DeviceArenaIn.
+  absl::StatusOr<DeviceArena> Device(uint32_t arena) const {
+    return DeviceArenaIn(handover_, arena);
+  }
 
  private:
   GroupMember(HandoverArenas handover, uint64_t part_bytes, uint32_t rank)

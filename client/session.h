@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/device_arena.h"
 #include "client/group_member.h"
 #include "larder/v1/kv_cache.pb.h"
 #include "larder/v1/types.pb.h"
@@ -37,14 +38,6 @@ struct SessionOptions {
   // False: no hand-over. Blocks cannot be read or written in place, only by inline Put and
   // Download; for daemons on another host.
   bool map_arenas = true;
-};
-
-// A GPU arena in a device's memory, opened in this process: for kernels and copies of the device's
-// primary context. The CPU can do nothing with the address.
-struct DeviceArena {
-  uint64_t address = 0;  // of offset 0; a CUdeviceptr
-  uint64_t bytes = 0;
-  std::string device;  // "GPU-..." as nvidia-smi -L names it
 };
 
 struct LookupOptions {

@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
-#include "storage/arena_cuda.h"
 
 namespace larder {
 inline namespace client {
@@ -81,14 +80,7 @@ std::span<std::byte> SessionState::ArenaBytes(uint32_t arena) const {
 
 absl::StatusOr<DeviceArena> SessionState::DeviceArenaOf(uint32_t arena) const {
   if (absl::Status health = Health(); !health.ok()) return health;
-  if (arena < handover_.why.size() && !handover_.why[arena].ok()) return handover_.why[arena];
-  const auto* const opened = arena < handover_.arenas.size()
-                                 ? dynamic_cast<const CudaArena*>(handover_.arenas[arena].get())
-                                 : nullptr;
-  if (opened == nullptr) {
-    return absl::NotFoundError(absl::StrCat("arena ", arena, " is no device's memory"));
-  }
-  return DeviceArena{opened->pointer(), opened->bytes(), FormatCudaUuid(opened->device().uuid())};
+  return DeviceArenaIn(handover_, arena);
 }
 
 bool SessionState::HasDeviceArenas() const {
