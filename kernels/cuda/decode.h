@@ -39,9 +39,10 @@ constexpr DType DecodeQueryType(const KvLayer& layer) {
 }
 
 struct DecodeParams {
-  KvLayer layer;        // bf16 or f16. Heads: key_dim = value_dim, one of 64, 80, 96, 128, 256.
-                        // e4m3 or int8: the same but for 80. Latent, bf16 or f16: 512 + 64.
-                        // Offsets and strides multiples of 16, like block addresses; scales' of 4
+  KvLayer layer;        // bf16 or f16. Heads: key_dim = value_dim, one of 16, 32, 64, 80, 96, 128,
+                        // 256. e4m3 or int8: the same but for 16, 32 and 80. Latent, bf16 or f16:
+                        // 512 + 64. Offsets and strides multiples of 16, like block addresses;
+                        // scales' of 4
   int32_t q_heads = 0;  // a multiple of layer.kv_heads
   float scale = 0;
   int32_t window = 0;  // as the plan was made for

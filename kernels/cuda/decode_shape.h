@@ -39,6 +39,10 @@ template <typename F, typename R>
 R WithDecodeShape(int head_dim, int group, F f, R unsupported) {
   const bool wide = group > kTileHeads;
   switch (head_dim) {
+    case 16:
+      return f(DecodeShape<16, 1>());
+    case 32:
+      return f(DecodeShape<32, 1>());
     case 64:
       return wide ? f(DecodeShape<64, 2>()) : f(DecodeShape<64, 1>());
     case 80:

@@ -39,8 +39,8 @@ struct DevicePrefillPlan {
 };
 
 struct PrefillParams {
-  KvLayer layer;        // bf16 or f16, key_dim = value_dim, one of 64, 80, 96, 128, 256. Offsets
-                        // and strides multiples of 16 bytes, like block addresses
+  KvLayer layer;        // bf16 or f16, key_dim = value_dim, one of 16, 32, 64, 80, 96, 128, 256.
+                        // Offsets and strides multiples of 16 bytes, like block addresses
   int32_t q_heads = 0;  // a multiple of layer.kv_heads
   float scale = 0;
   int32_t window = 0;

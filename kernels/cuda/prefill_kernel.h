@@ -376,6 +376,10 @@ template <typename T>
 cudaError_t PrefillAs(const PrefillParams& p, cudaStream_t stream) {
   const bool large = p.plan.tile_rows == kPrefillRowsLarge;
   switch (p.layer.key_dim) {
+    case 16:
+      return large ? LaunchPrefill<T, 16, 2>(p, stream) : LaunchPrefill<T, 16, 1>(p, stream);
+    case 32:
+      return large ? LaunchPrefill<T, 32, 2>(p, stream) : LaunchPrefill<T, 32, 1>(p, stream);
     case 64:
       return large ? LaunchPrefill<T, 64, 2>(p, stream) : LaunchPrefill<T, 64, 1>(p, stream);
     case 80:

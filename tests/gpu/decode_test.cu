@@ -18,7 +18,7 @@ DecodeShapeCase RandomShape(uint32_t seed) {
   s.dtype = Pick(random, {DType::kF16, DType::kBf16});
   s.kv_heads = Pick(random, {1, 1, 2, 3});
   s.group = Pick(random, {1, 2, 3, 4, 4, 7, 8, 9, 16, 17});
-  s.dim = Pick(random, {64, 64, 80, 96, 128, 128, 256});
+  s.dim = Pick(random, {16, 32, 64, 64, 80, 96, 128, 128, 256});
   s.block_tokens = Pick(random, {1, 3, 8, 16, 16, 32, 64, 100});
   s.token_major = random() % 4 == 0;
   if (random() % 2 == 0) {
@@ -47,7 +47,7 @@ void RandomShapes(uint32_t seed) {
 // Every head dim and storage type, with few and with many heads.
 void EveryHeadDim(uint32_t seed) {
   for (const DType dtype : {DType::kBf16, DType::kF16}) {
-    for (const int32_t dim : {64, 80, 96, 128, 256}) {
+    for (const int32_t dim : {16, 32, 64, 80, 96, 128, 256}) {
       for (const int32_t group : {4, 12}) {
         DecodeCase c(
             {.seed = seed, .dtype = dtype, .group = group, .dim = dim, .positions = {150}});

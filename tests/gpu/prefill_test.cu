@@ -212,7 +212,7 @@ Shape RandomShape(uint32_t seed) {
   s.dtype = Pick(random, {DType::kF16, DType::kBf16});
   s.kv_heads = Pick(random, {1, 1, 2, 3});
   s.group = Pick(random, {1, 2, 3, 4, 4, 7, 8});
-  s.dim = Pick(random, {64, 64, 80, 96, 128, 256});
+  s.dim = Pick(random, {16, 32, 64, 64, 80, 96, 128, 256});
   s.block_tokens = Pick(random, {1, 3, 8, 16, 16, 64, 100});
   s.token_major = random() % 4 == 0;
   if (random() % 2 == 0) {
@@ -244,7 +244,7 @@ void RandomShapes(uint32_t seed) {
 
 void EveryHeadDim(uint32_t seed) {
   for (const DType dtype : {DType::kBf16, DType::kF16}) {
-    for (const int32_t dim : {64, 80, 96, 128, 256}) {
+    for (const int32_t dim : {16, 32, 64, 80, 96, 128, 256}) {
       for (const int32_t tile_rows : {kPrefillRowsSmall, kPrefillRowsLarge}) {
         if (dim > 128 && tile_rows == kPrefillRowsLarge) continue;
         PrefillCase c({.seed = seed,
