@@ -146,7 +146,7 @@ absl::Status RunPaging(Bench& bench) {
   if (!model.ok()) return model.status();
   const uint32_t block_tokens = (*model)->options().block_tokens;
   absl::StatusOr<std::unique_ptr<BlockPool>> pool =
-      BlockPool::Create(kPoolBytes, (*model)->geometry().BlockBytes());
+      BlockPool::Create((*model)->block_memory(), kPoolBytes, (*model)->geometry().BlockBytes());
   if (!pool.ok()) return pool.status();
   if (absl::Status done = MeasureWaste(bench, **pool, block_tokens); !done.ok()) return done;
   Table forks{

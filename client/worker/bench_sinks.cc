@@ -70,8 +70,8 @@ void Count(std::span<const float> row, uint32_t token, Likelihood& to) {
 // `tokens`: one more than is computed, to be foretold.
 absl::StatusOr<Outcome> Stream(Transformer& transformer, const Way& way, const Sizes& sizes,
                                std::span<const uint32_t> tokens) {
-  absl::StatusOr<std::unique_ptr<BlockPool>> pool =
-      BlockPool::Create(kPoolBytes, transformer.geometry().BlockBytes());
+  absl::StatusOr<std::unique_ptr<BlockPool>> pool = BlockPool::Create(
+      transformer.block_memory(), kPoolBytes, transformer.geometry().BlockBytes());
   if (!pool.ok()) return pool.status();
   StreamingBlocks blocks(**pool, sizes.block_tokens, way.sink_blocks, way.window_blocks);
   const size_t vocab = transformer.config().vocab;

@@ -176,7 +176,7 @@ absl::Status RunSpeculation(Bench& bench) {
   absl::StatusOr<Transformer*> model = bench.LoadModel();
   if (!model.ok()) return model.status();
   absl::StatusOr<std::unique_ptr<BlockPool>> pool =
-      BlockPool::Create(kPoolBytes, (*model)->geometry().BlockBytes());
+      BlockPool::Create((*model)->block_memory(), kPoolBytes, (*model)->geometry().BlockBytes());
   if (!pool.ok()) return pool.status();
   SpeculationRun run(bench, **model, **pool);
   if (absl::Status plain = run.MeasurePlain(); !plain.ok()) return plain;

@@ -120,8 +120,8 @@ class Counts {
   // Both ways, and that the counts are those of the head of this file.
   absl::StatusOr<absl::Duration> Measure(const std::string& model, Transformer& transformer,
                                          uint32_t n) {
-    absl::StatusOr<std::unique_ptr<BlockPool>> pool =
-        BlockPool::Create(kPoolBytes, transformer.geometry().BlockBytes());
+    absl::StatusOr<std::unique_ptr<BlockPool>> pool = BlockPool::Create(
+        transformer.block_memory(), kPoolBytes, transformer.geometry().BlockBytes());
     if (!pool.ok()) return pool.status();
     const std::vector<uint32_t> prompt = bench_.Tokens(0, kPrompt);
     absl::StatusOr<Generated> without = GenerateTokens(transformer, **pool, prompt, n, false);
@@ -154,8 +154,8 @@ class Counts {
 
 // What one more token takes at each length, both ways.
 absl::Status Latency(Bench& bench, Transformer& transformer) {
-  absl::StatusOr<std::unique_ptr<BlockPool>> pool =
-      BlockPool::Create(kPoolBytes, transformer.geometry().BlockBytes());
+  absl::StatusOr<std::unique_ptr<BlockPool>> pool = BlockPool::Create(
+      transformer.block_memory(), kPoolBytes, transformer.geometry().BlockBytes());
   if (!pool.ok()) return pool.status();
   const uint32_t longest = std::min(transformer.config().max_positions - 1, 2'047u);
   const std::vector<uint32_t> tokens = bench.Tokens(0, longest + 1);

@@ -1,11 +1,12 @@
-// BlockPool: the worker's own K/V blocks, for what is not in the cache. One mapping whose pages
-// are taken as they are used.
+// BlockPool: the worker's own K/V blocks, for what is not in the cache. One allocation of the
+// memory that the forward pass works on; where that is the host's, pages are taken as they are
+// used.
 //
 // Thread safety: one thread at a time.
 //
 // Invariants:
 //   1. A block is in use as long as a reference to it exists; samples of one prompt share.
-//   2. The pool outlives its blocks.
+//   2. The pool outlives its blocks, and its memory the pool.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "client/worker/block_memory.h"
 
 namespace larder::worker {
 
@@ -23,25 +25,29 @@ using BlockRef = std::shared_ptr<std::byte>;
 
 class BlockPool {
  public:
-  // `block_bytes` is a multiple of 64. RESOURCE_EXHAUSTED where the address space is not to be
-  // had; INVALID_ARGUMENT where not even one block fits.
-  static absl::StatusOr<std::unique_ptr<BlockPool>> Create(uint64_t pool_bytes,
+  // `block_bytes` is a multiple of 64. RESOURCE_EXHAUSTED where the memory is not to be had;
+  // INVALID_ARGUMENT where not even one block fits.
+  static absl::StatusOr<std::unique_ptr<BlockPool>> Create(BlockMemory& memory, uint64_t pool_bytes,
                                                            uint64_t block_bytes);
   ~BlockPool();
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
 
-  // A free block, its content undefined. One must be free.
+  // A free block: zeros if it was never taken before, else undefined. One must be free.
   BlockRef Take();
+  // One block's bytes, of the pool's or another that passes read, into a block of the pool's.
+  void Copy(std::byte* to, const std::byte* from) { memory_.Copy(to, from, block_bytes_); }
 
   uint64_t blocks() const { return blocks_; }
   uint64_t used() const { return used_; }
   uint64_t block_bytes() const { return block_bytes_; }
 
  private:
-  BlockPool(std::byte* base, uint64_t blocks, uint64_t block_bytes);
+  BlockPool(BlockMemory& memory, std::shared_ptr<std::byte> base, uint64_t blocks,
+            uint64_t block_bytes);
 
-  std::byte* const base_;
+  BlockMemory& memory_;
+  const std::shared_ptr<std::byte> base_;
   const uint64_t blocks_;
   const uint64_t block_bytes_;
   uint64_t used_ = 0;

@@ -20,7 +20,6 @@ absl::StatusOr<PrefillRate> Calibrate(Transformer& transformer, BlockPool& pool,
   const auto far = static_cast<uint32_t>(std::min(context - tokens, kFarMax));
   const uint32_t block_tokens = transformer.options().block_tokens;
   const BlockRef block = pool.Take();
-  std::fill_n(block.get(), pool.block_bytes(), std::byte{0});
   const std::vector<std::byte*> table((far + tokens + block_tokens - 1) / block_tokens,
                                       block.get());
   const std::vector<uint32_t> prompt(tokens, 0);

@@ -105,8 +105,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Transformer& transformer,
   if (options.chunk_tokens == 0 || options.chunk_tokens > rows - options.sequences_max) {
     return OutOfRange("chunk_tokens", options.chunk_tokens, 1, rows - options.sequences_max);
   }
-  absl::StatusOr<std::unique_ptr<BlockPool>> pool =
-      BlockPool::Create(options.pool_bytes, transformer.geometry().BlockBytes());
+  absl::StatusOr<std::unique_ptr<BlockPool>> pool = BlockPool::Create(
+      transformer.block_memory(), options.pool_bytes, transformer.geometry().BlockBytes());
   if (!pool.ok()) return pool.status();
   auto impl = std::make_unique<Impl>(transformer, std::move(options), *std::move(pool));
   if (absl::Status started = impl->Start(); !started.ok()) return started;

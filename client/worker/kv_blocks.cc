@@ -1,7 +1,6 @@
 #include "client/worker/kv_blocks.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -106,7 +105,7 @@ KvBlocks KvBlocks::Fork(uint64_t tokens) {
   }
   if (whole * uint64_t{block_tokens_} < tokens) {
     fork.Grow(tokens, tokens);
-    std::memcpy(fork.table_[whole], table_[whole], pool_->block_bytes());
+    pool_->Copy(fork.table_[whole], table_[whole]);
   }
   return fork;
 }
@@ -123,7 +122,7 @@ void KvBlocks::MakePrivate(uint32_t position) {
   LARDER_CHECK(position < size());
   BlockRef copy = pool_->Take();
   ++counts_.local;
-  std::memcpy(copy.get(), table_[position], pool_->block_bytes());
+  pool_->Copy(copy.get(), table_[position]);
   Replace(position, std::move(copy));
 }
 

@@ -17,7 +17,7 @@ constexpr char kFooter[] =
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Runs a language model on the CPU, with its K/V in a larderd or without.",
+  CLI::App app("Runs a language model on the CPU or a GPU, with its K/V in a larderd or without.",
                "larder-worker");
   app.set_version_flag("--version", std::string("larder-worker ") + LARDER_VERSION);
   app.require_subcommand(1);

@@ -7,6 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "client/worker/forward_pass.h"
+#include "client/worker/forward_pass_cpu.h"
+#include "client/worker/forward_pass_cuda.h"
+#include "client/worker/matmul.h"
 
 namespace larder::worker {
 namespace {
@@ -31,17 +34,27 @@ absl::Status ValidateOptions(const TransformerOptions& options) {
         OutOfBounds("window.window_tokens", options.window->window_tokens, 1, kPositionsMax));
     status.Update(OutOfBounds("window.sink_tokens", options.window->sink_tokens, 0, kPositionsMax));
   }
-  if (status.ok() && options.arithmetic == Arithmetic::kBf16 && !HasBf16Products()) {
-    return absl::UnimplementedError("arithmetic: bf16; allowed on this processor: f32");
-  }
   return status;
 }
 
-// What K/V depend on besides weights and geometry. Between instruction sets the last bits differ.
-std::string FullRevision(const Weights& weights, const TransformerOptions& options) {
-  std::string revision =
-      absl::StrCat(weights.revision(), options.arithmetic == Arithmetic::kBf16 ? " bf16 " : " f32 ",
-                   kernels::IsaName(kernels::BestIsa()));
+absl::StatusOr<Arithmetic> ChooseArithmetic(const TransformerOptions& options) {
+  if (options.device == Device::kCuda) {
+    if (options.arithmetic != Arithmetic::kF32) return Arithmetic::kBf16;
+    return absl::UnimplementedError("arithmetic: f32; allowed on cuda: 16 bits");
+  }
+  if (options.arithmetic == Arithmetic::kAuto) {
+    return HasBf16Products() ? Arithmetic::kBf16 : Arithmetic::kF32;
+  }
+  if (options.arithmetic == Arithmetic::kBf16 && !HasBf16Products()) {
+    return absl::UnimplementedError("arithmetic: bf16; allowed on this processor: f32");
+  }
+  return options.arithmetic;
+}
+
+// What K/V depend on besides geometry.
+std::string FullRevision(const std::string& weights, const ForwardPass& pass,
+                         const TransformerOptions& options) {
+  std::string revision = absl::StrCat(weights, " ", pass.arithmetic());
   if (options.window) {
     absl::StrAppend(&revision, " sinks ", options.window->sink_tokens, " window ",
                     options.window->window_tokens);
@@ -110,21 +123,23 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
     Weights weights, const TransformerOptions& requested) {
   const absl::Status valid = ValidateOptions(requested);
   if (!valid.ok()) return valid;
+  const absl::StatusOr<Arithmetic> arithmetic = ChooseArithmetic(requested);
+  if (!arithmetic.ok()) return arithmetic.status();
   TransformerOptions options = requested;
-  if (options.arithmetic == Arithmetic::kAuto) {
-    options.arithmetic = HasBf16Products() ? Arithmetic::kBf16 : Arithmetic::kF32;
-  }
+  options.arithmetic = *arithmetic;
   const ModelConfig config = weights.config();
+  const std::string revision = weights.revision();
+  absl::StatusOr<std::unique_ptr<ForwardPass>> pass =
+      options.device == Device::kCuda ? CreateCudaForwardPass(std::move(weights), options)
+                                      : CpuForwardPass::Create(std::move(weights), options);
+  if (!pass.ok()) return pass.status();
+  options.threads = (*pass)->threads();
   KvGeometry geometry{.layers = config.layers,
                       .kv_heads = config.kv_heads,
                       .head_dim = config.head_dim,
                       .dtype = options.kv_dtype,
                       .block_tokens = options.block_tokens,
-                      .weights_revision = FullRevision(weights, options)};
-  absl::StatusOr<std::unique_ptr<ForwardPass>> pass =
-      ForwardPass::Create(std::move(weights), options);
-  if (!pass.ok()) return pass.status();
-  options.threads = static_cast<uint32_t>((*pass)->threads());
+                      .weights_revision = FullRevision(revision, **pass, options)};
   return std::unique_ptr<Transformer>(new Transformer(
       std::make_unique<Impl>(config, options, std::move(geometry), *std::move(pass))));
 }
@@ -132,6 +147,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
 const ModelConfig& Transformer::config() const { return impl_->config; }
 const TransformerOptions& Transformer::options() const { return impl_->options; }
 const KvGeometry& Transformer::geometry() const { return impl_->geometry; }
+BlockMemory& Transformer::block_memory() { return impl_->pass->block_memory(); }
 
 absl::Status Transformer::Forward(std::span<const Chunk> chunks, std::span<float> logits) {
   uint64_t rows = 0;

@@ -40,6 +40,20 @@ void AddKvDtype(CLI::App& app, Dtype& value) {
       ->type_name("TYPE");
 }
 
+void AddDevice(CLI::App& app, Device& value) {
+  app.add_option_function<std::string>(
+         "--device",
+         [&value](const std::string& text) {
+           if (text != "cpu" && text != "cuda") {
+             throw CLI::ValidationError("--device", "\"" + text + "\" must be one of cpu, cuda");
+           }
+           value = text == "cuda" ? Device::kCuda : Device::kCpu;
+         },
+         "What computes: cpu, or cuda, the first GPU that CUDA_VISIBLE_DEVICES leaves (default "
+         "cpu)")
+      ->type_name("NAME");
+}
+
 }  // namespace
 
 void ModelFlags::AddTo(CLI::App& app) {
@@ -56,6 +70,7 @@ void ModelFlags::AddTo(CLI::App& app) {
   source->require_option(1);
   cli::AddNumber(app, "--weights-seed", weights_seed_, 0, ~uint64_t{0},
                  "Seed of random weights (default 1)");
+  AddDevice(app, device_);
   AddKvDtype(app, kv_dtype_);
   cli::AddNumber(app, "--block-tokens", block_tokens_, 1, 1'024,
                  "Tokens in a block of K/V (default 16)");
@@ -83,6 +98,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> ModelFlags::Load(uint32_t rows_max)
 absl::StatusOr<std::unique_ptr<Transformer>> ModelFlags::Load(TransformerOptions options) const {
   absl::StatusOr<Weights> weights = LoadWeights();
   if (!weights.ok()) return weights.status();
+  options.device = device_;
   options.kv_dtype = kv_dtype_;
   options.block_tokens = static_cast<uint32_t>(block_tokens_);
   options.threads = static_cast<uint32_t>(threads_);
@@ -104,7 +120,7 @@ void EngineFlags::AddTo(CLI::App& app) {
                  "Samples computed at a time (default 8)")
       ->group(kBatch);
   cli::AddBytes(app, "--pool-bytes", pool_bytes_, 1,
-                "Own K/V memory, taken as it is used (default 4GiB)")
+                "Own K/V memory, taken as it is used, or at once on a GPU (default 4GiB)")
       ->group(kBatch);
   constexpr char kCache[] = "Cache";
   app.add_option("--cache", cache_address_,

@@ -10,7 +10,7 @@ namespace larder::worker {
 namespace {
 
 TEST(BlockPool, GivesEachBlockOnceUntilItComesBack) {
-  const auto pool = *BlockPool::Create(10 * 4096 + 100, 4096);
+  const auto pool = *BlockPool::Create(HostBlockMemory(), 10 * 4096 + 100, 4096);
   ASSERT_EQ(pool->blocks(), 10u);
   std::vector<BlockRef> blocks;
   std::set<std::byte*> places;
@@ -40,7 +40,7 @@ TEST(BlockPool, GivesEachBlockOnceUntilItComesBack) {
 }
 
 TEST(BlockPool, RefusesLessThanABlock) {
-  EXPECT_EQ(BlockPool::Create(4095, 4096).status().message(),
+  EXPECT_EQ(BlockPool::Create(HostBlockMemory(), 4095, 4096).status().message(),
             "pool_bytes: 4095 given, must be at least one block, 4096");
 }
 

@@ -24,7 +24,8 @@ class KvBlocksTest : public testing::Test {
   void NoteArena(const KvBlocks& blocks) { arena_ = {blocks.table()[0], FakeDaemon::kArenaBytes}; }
 
   TestDaemon daemon_;
-  const std::unique_ptr<BlockPool> pool_ = *BlockPool::Create(64 * kBlockBytes, kBlockBytes);
+  const std::unique_ptr<BlockPool> pool_ =
+      *BlockPool::Create(HostBlockMemory(), 64 * kBlockBytes, kBlockBytes);
   std::optional<std::span<std::byte>> arena_;
 };
 

@@ -66,7 +66,8 @@ class SpeculatorTest : public ::testing::Test {
     options.rows_max = 64;
     transformer_ = SmallTransformer(options);
     ASSERT_NE(transformer_, nullptr);
-    auto pool = BlockPool::Create(64 << 20, transformer_->geometry().BlockBytes());
+    auto pool = BlockPool::Create(transformer_->block_memory(), 64 << 20,
+                                  transformer_->geometry().BlockBytes());
     ASSERT_TRUE(pool.ok()) << pool.status();
     pool_ = *std::move(pool);
     // A prompt that repeats itself, so that there is something to propose from the start.

@@ -15,7 +15,7 @@ namespace {
 constexpr uint32_t kBlockTokens = 4;
 
 std::unique_ptr<BlockPool> Pool(uint64_t blocks, uint64_t block_bytes) {
-  auto pool = BlockPool::Create(blocks * block_bytes, block_bytes);
+  auto pool = BlockPool::Create(HostBlockMemory(), blocks * block_bytes, block_bytes);
   EXPECT_TRUE(pool.ok()) << pool.status();
   return *std::move(pool);
 }

@@ -118,7 +118,10 @@ inline bool __all_sync(unsigned mask, bool x) { return larder::emulation::Ballot
 
 // ---- The runtime.
 using cudaStream_t = struct LarderEmulatedStream*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+  cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100
+};
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault
@@ -155,3 +158,5 @@ inline cudaError_t cudaMemset(void* to, int value, size_t bytes) {
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t = nullptr) {
   return cudaMemset(to, value, bytes);
 }
+
+#include "tests/gpu/emulation/host_calls.h"

@@ -1,0 +1,88 @@
+#include "client/worker/gpu.h"
+
+#include <bit>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace larder::worker {
+
+absl::Status FromCuda(cudaError_t error, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string text = absl::StrCat("CUDA: ", what, ": ", cudaGetErrorString(error));
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return absl::ResourceExhaustedError(text);
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+      return absl::FailedPreconditionError(text);
+    default:
+      return absl::InternalError(text);
+  }
+}
+
+absl::StatusOr<GpuBuffer> GpuBuffer::Device(size_t bytes) {
+  void* memory = nullptr;
+  const absl::Status status =
+      FromCuda(cudaMalloc(&memory, bytes), absl::StrCat(bytes, " bytes of device memory"));
+  if (!status.ok()) return status;
+  return GpuBuffer(Memory(static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }),
+                   bytes);
+}
+
+absl::StatusOr<GpuBuffer> GpuBuffer::Pinned(size_t bytes) {
+  void* memory = nullptr;
+  const absl::Status status =
+      FromCuda(cudaMallocHost(&memory, bytes), absl::StrCat(bytes, " bytes of pinned memory"));
+  if (!status.ok()) return status;
+  return GpuBuffer(Memory(static_cast<std::byte*>(memory), [](std::byte* p) { cudaFreeHost(p); }),
+                   bytes);
+}
+
+absl::Status GpuBuffer::Grow(size_t bytes, absl::StatusOr<GpuBuffer> (*allocate)(size_t)) {
+  if (bytes <= bytes_) return absl::OkStatus();
+  absl::StatusOr<GpuBuffer> grown = allocate(std::bit_ceil(bytes));
+  if (grown.ok()) *this = *std::move(grown);
+  return grown.status();
+}
+
+absl::StatusOr<std::unique_ptr<Gpu>> Gpu::Open() {
+  int device = 0;
+  absl::Status status = FromCuda(cudaGetDevice(&device), "the device");
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    status.Update(FromCuda(cudaDeviceGetAttribute(&value, which, device), "the device"));
+    return value;
+  };
+  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  const int version = attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
+                      attribute(cudaDevAttrComputeCapabilityMinor);
+  if (!status.ok()) return status;
+  cudaStream_t stream = nullptr;
+  status = FromCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  if (!status.ok()) return status;
+  return std::unique_ptr<Gpu>(new Gpu(stream, multiprocessors, absl::StrCat("sm_", version)));
+}
+
+Gpu::~Gpu() { cudaStreamDestroy(stream_); }
+
+absl::Status Gpu::Finish() {
+  Check(cudaStreamSynchronize(stream_), "a step");
+  return failed_;
+}
+
+absl::StatusOr<std::shared_ptr<std::byte>> Gpu::Allocate(uint64_t bytes) {
+  absl::StatusOr<GpuBuffer> buffer = GpuBuffer::Device(bytes);
+  if (!buffer.ok()) return buffer.status();
+  const auto kept = std::make_shared<GpuBuffer>(*std::move(buffer));
+  Check(cudaMemsetAsync(kept->As<std::byte>(), 0, bytes, stream_), "zeroing blocks");
+  return std::shared_ptr<std::byte>(kept, kept->As<std::byte>());
+}
+
+// Whoever gives the source up after this may see it overwritten, so the copy is waited for.
+void Gpu::Copy(std::byte* to, const std::byte* from, uint64_t bytes) {
+  Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying a block");
+  Check(cudaStreamSynchronize(stream_), "copying a block");
+}
+
+}  // namespace larder::worker

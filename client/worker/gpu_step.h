@@ -1,0 +1,87 @@
+// GpuStep: what kernels must know of one step besides its rows' numbers: tokens, angles, block
+// tables, and who works on what. Made on the host, brought to the device by one copy.
+//
+//   pinned   | tokens | angles | row begins | chunks | tables | wanted | pieces | groups | tiles |
+//      └─────────────────────────── the same bytes, the same places ──────────────────────────┐
+//   device   | tokens | ...                                                                   |
+//
+// Plans depend on lengths only and serve all layers of the step.
+//
+// Thread safety: one thread at a time. The step before must be finished when Prepare is called.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "client/worker/gpu.h"
+#include "client/worker/transformer.h"
+#include "kernels/cpu.h"
+#include "kernels/cuda/batch.h"
+#include "kernels/cuda/decode.h"
+#include "kernels/cuda/prefill.h"
+#include "kernels/thread_pool.h"
+
+namespace larder::worker {
+
+// What stays the same from step to step.
+struct GpuStepOptions {
+  int32_t q_heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+  int32_t window = 0;  // as in AttentionParams
+  int32_t sinks = 0;
+  int32_t decode_blocks = 0;    // kernels::cuda::DecodeBlocksAtOnce
+  int32_t multiprocessors = 0;  // of the GPU
+  std::vector<float> frequencies;
+};
+
+class GpuStep {
+ public:
+  GpuStep(Gpu& gpu, GpuStepOptions options);
+
+  // Starts the copy; what is below is there for whatever is launched after it on the stream.
+  // RESOURCE_EXHAUSTED where memory does not suffice.
+  absl::Status Prepare(std::span<const Chunk> chunks);
+
+  const GpuStepOptions& options() const { return options_; }
+  int32_t rows() const { return batch_.rows; }
+  const int32_t* tokens() const { return tokens_on_device_; }  // device [rows]
+  const float* angles() const { return angles_on_device_; }    // device [rows][head_dim]
+  const kernels::cuda::DeviceBatch& batch() const { return batch_; }
+  int32_t wanted() const { return static_cast<int32_t>(wanted_.size()); }
+  const int32_t* wanted_rows() const { return wanted_on_device_; }  // device [wanted]
+  const kernels::cuda::DevicePlan& decode() const { return decode_; }
+  const kernels::cuda::DevicePrefillPlan& prefill() const { return prefill_; }
+
+ private:
+  void Describe(std::span<const Chunk> chunks);
+  void Plan();
+  absl::Status Upload();
+
+  Gpu& gpu_;
+  const GpuStepOptions options_;
+  kernels::ThreadPool pool_;  // for angles
+  const kernels::Cpu cpu_;
+
+  // On the host. Chunks' tables are offsets in `table_` until they are brought over.
+  std::vector<int32_t> tokens_, positions_, row_begins_, wanted_;
+  std::vector<float> angles_;
+  std::vector<kernels::SequenceChunk> chunks_;
+  std::vector<size_t> table_begins_;
+  std::vector<std::byte*> table_;
+  kernels::cuda::DecodePlan decode_plan_;
+  kernels::cuda::PrefillPlan prefill_plan_;
+
+  GpuBuffer pinned_, device_;
+  const int32_t* tokens_on_device_ = nullptr;
+  const float* angles_on_device_ = nullptr;
+  const int32_t* wanted_on_device_ = nullptr;
+  kernels::cuda::DeviceBatch batch_;
+  kernels::cuda::DevicePlan decode_;
+  kernels::cuda::DevicePrefillPlan prefill_;
+};
+
+}  // namespace larder::worker
