@@ -124,6 +124,19 @@ TEST_P(CudaForwardPassTest, PiecesDoNotMatter) {
   EXPECT_LT(LargestDifference(whole, LogitsInPieces(*gpu_, tokens, {130, 1})), tolerance_);
 }
 
+// Keys enough for Decode to share a row out among several blocks and merge them, step after step.
+TEST_P(CudaForwardPassTest, LongRowsAreShared) {
+  std::mt19937 random(4);
+  const std::vector<uint32_t> tokens = RandomTokens(random, 330, 256);
+  const size_t vocab = gpu_->config().vocab;
+  const std::vector<float> whole = LogitsInPieces(*gpu_, tokens, {tokens.size()});
+  const std::vector<float> decoded = LogitsInPieces(*gpu_, tokens, {tokens.size() - 3, 1});
+  const auto last = [&](const std::vector<float>& logits) {
+    return std::span(logits).last(3 * vocab);
+  };
+  EXPECT_LT(LargestDifference(last(whole), last(decoded)), tolerance_);
+}
+
 // Greedy, token by token from K/V, as torch without any; where its two best are not too near.
 TEST_P(CudaForwardPassTest, SameContinuation) {
   size_t decided = 0;
