@@ -15,14 +15,17 @@ constexpr int64_t kPartialBytesMax = int64_t{64} << 20;
 // A thread should have this many shares of the work, so that the last to finish is not waited for
 // long.
 constexpr int64_t kSharesAThread = 8;
+// Heads whose rows are few share a tile up to so many rows: their keys are neighbours in memory.
+constexpr int32_t kSharedRows = 8;
 
 constexpr int64_t Aligned(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// One chunk's tiles: (kv head, kTileRows rows), kv heads outermost.
+// One chunk's tiles: (kv_heads kv heads, kTileRows rows), kv heads outermost.
 struct Shape {
   int64_t rows = 0;  // tokens times group
+  int32_t kv_heads = 1;
   int64_t row_tiles = 0;
   int64_t tiles = 0;
   int32_t piece_begin = 0;
@@ -53,12 +56,17 @@ Shape ShapeOf(const AttentionParams& params, const SequenceChunk& chunk) {
   if (chunk.tokens == 0) return shape;
   shape.rows = int64_t{chunk.tokens} * Group(params);
   shape.row_tiles = (shape.rows + kTileRows - 1) / kTileRows;
-  shape.tiles = shape.row_tiles * params.layer.kv_heads;
+  while (params.layer.kv_heads % (2 * shape.kv_heads) == 0 &&
+         2 * shape.kv_heads * shape.rows <= kSharedRows) {
+    shape.kv_heads *= 2;
+  }
+  shape.tiles = shape.row_tiles * params.layer.kv_heads / shape.kv_heads;
   shape.piece_begin = params.key_begin / kPieceTokens;
   shape.piece_end =
       std::max(PieceEnd(params, chunk.position + chunk.tokens - 1), shape.piece_begin);
-  shape.tile_floats = shape.pieces() * PartialFloats(std::min<int64_t>(shape.rows, kTileRows),
-                                                     params.layer.value_dim);
+  shape.tile_floats =
+      shape.pieces() * PartialFloats(shape.kv_heads * std::min<int64_t>(shape.rows, kTileRows),
+                                     params.layer.value_dim);
   return shape;
 }
 
@@ -180,7 +188,8 @@ class Attention {
     AttendTile tile = TileOf(chunk, shape, share / shares);
     const auto skipped = static_cast<int32_t>(share % shares) * plan_.share_pieces;
     tile.partials +=
-        skipped * PartialFloats(tile.row_end - tile.row_begin, params_.layer.value_dim);
+        skipped * PartialFloats(int64_t{tile.kv_heads} * (tile.row_end - tile.row_begin),
+                                params_.layer.value_dim);
     // A tile's rows may see fewer pieces than the chunk's last row.
     const int32_t end = tile.piece_end;
     tile.piece_begin = std::min(shape.piece_begin + skipped, end);
@@ -191,7 +200,7 @@ class Attention {
   AttendTile TileOf(size_t index, const Shape& shape, int64_t tile) const {
     const SequenceChunk& chunk = params_.chunks[index];
     const int32_t group = Group(params_);
-    const int64_t kv_head = tile / shape.row_tiles;
+    const int64_t kv_head = tile / shape.row_tiles * shape.kv_heads;
     const int64_t row_begin = tile % shape.row_tiles * kTileRows;
     const int64_t row_end = std::min(row_begin + kTileRows, shape.rows);
     const int64_t first_row = marks_[index].rows;
@@ -204,6 +213,7 @@ class Attention {
         .out = params_.out + first_row * params_.out_stride + head * params_.layer.value_dim,
         .lse = params_.lse == nullptr ? nullptr : params_.lse + first_row * params_.q_heads + head,
         .kv_head = static_cast<int32_t>(kv_head),
+        .kv_heads = shape.kv_heads,
         .group = group,
         .row_begin = static_cast<int32_t>(row_begin),
         .row_end = static_cast<int32_t>(row_end),

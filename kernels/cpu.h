@@ -1,9 +1,9 @@
 // What a CPU kernel runs on: threads, and one of the instruction sets it was compiled for.
 //
-// A kernel is written once (simd_kernels.h) and compiled once a variant, each in a file of its own
-// with its own flags; the rest of the program is plain x86-64. Within a variant the result of
-// a row never depends on threads, batch, chunks or block size; between variants it may differ in
-// the last bits, so all workers that compare results bit by bit must use one.
+// A kernel is written once (piece_kernel.h, row_kernels.h) and compiled once a variant, each in
+// a file of its own with its own flags; the rest of the program is plain x86-64. Within a variant
+// the result of a row never depends on threads, batch, chunks or block size; between variants it
+// may differ in the last bits, so all workers that compare results bit by bit must use one.
 //
 // Thread safety: values; the pool is used by one caller at a time.
 #pragma once

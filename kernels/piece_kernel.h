@@ -1,13 +1,16 @@
 // Attention of a tile of rows over pieces of 256 keys, written once over a vector type V
-// (vec_*.h describe one; variant_*.cc have them). Internal to kernels/.
+// (vector_math.h describes it; variant_*.cc have one each). Internal to kernels/.
 //
 //                 tile 0   tile 1  ...  tile 7      32 tokens each, of one piece
-//   1. keys       packed to [dim][32], so that a vector holds one number of many tokens;
-//                 scores[row][token] = scale * sum over dim, in the order of dim
+//   1. keys       scores[row][token] = scale * the dot product, lane by lane in the order of dims,
+//                 then over the lanes, kLanes products at a time
 //   2. softmax    a row's maximum over the piece; weights exp(score - maximum); their sum,
 //                 lane by lane, then over the lanes
 //   3. values     o[row] = sum over tokens of weight * value, in the order of tokens
 //   4. merge      pieces from left to right: (m, l, o) and (m', l', o')
+//
+// Keys and values are multiplied as they lie: nothing is transposed, and bfloat16 is split, not
+// widened (vector_math.h, split order). What of that is not multiplying runs beside it.
 //
 // A row's numbers go through the same operations in the same order whatever rows share its
 // tile, which is what makes decode and prefill agree bit by bit: a tile in which a row sees nothing
@@ -60,41 +63,85 @@ class PieceKernel {
  private:
   using F = typename V::F;
   static constexpr int kLanes = V::kLanes;
-  static constexpr int kRowBlock = 4;    // rows that share a load of keys or values
-  static constexpr int kTilesAhead = 1;  // 8 KiB for heads of 128 in bf16
+  static constexpr int kRowBlock = 4;  // rows that share a load of keys or values
 
   // What rows have gathered: maximum score, sum of weights, weighted sum of values.
   struct Rows {
+    float* o;  // [rows][o_stride_]
     float* m;  // [rows]; -infinity: nothing seen, l and o mean nothing
     float* l;  // [rows]
-    float* o;  // [rows][o_stride_]
   };
 
   PieceKernel(const AttendTile& tile, float* scratch)
       : tile_(tile),
         params_(*tile.params),
         layer_(tile.params->layer),
-        rows_(tile.row_end - tile.row_begin),
+        head_rows_(tile.row_end - tile.row_begin),
+        rows_(tile.kv_heads * head_rows_),
         key_stride_((layer_.key_dim + kPadFloats - 1) / kPadFloats * kPadFloats),
         o_stride_((layer_.value_dim + kPadFloats - 1) / kPadFloats * kPadFloats),
+        partial_floats_(rows_ * o_stride_ + (2 * rows_ + kPadFloats - 1) / kPadFloats * kPadFloats),
         scores_(scratch),
-        keys_(scores_ + int64_t{kTileRows} * kPieceTokens),
-        piece_(RowsAt(keys_ + int64_t{kTileTokens} * key_stride_)),
-        total_(RowsAt(piece_.m + int64_t{kTileRows} * (2 + o_stride_))),
-        reader_(tile, total_.m + int64_t{kTileRows} * (2 + o_stride_),
+        q_(scores_ + int64_t{kTileRows} * kPieceTokens),
+        piece_(RowsAt(q_ + int64_t{kTileRows} * key_stride_)),
+        total_(RowsAt(piece_.o + partial_floats_)),
+        reader_(tile, total_.o + partial_floats_,
                 key_stride_ > o_stride_ ? key_stride_ : o_stride_) {
-    for (int32_t r = 0; r < rows_; ++r) {
-      const int32_t row = tile.row_begin + r;
-      const int32_t head = row % tile.group;
-      positions_[r] = tile.chunk->position + row / tile.group;
-      q_[r] = tile.q + row / tile.group * params_.q_stride + int64_t{head} * layer_.key_dim;
+    for (int32_t r = 0; r < head_rows_; ++r) {
+      positions_[r] = tile.chunk->position + (tile.row_begin + r) / tile.group;
+    }
+    for (int32_t head = 0; head < tile.kv_heads; ++head) {
+      for (int32_t r = 0; r < head_rows_; r += RowsOfBlock(r)) PackQueries(head, r);
     }
   }
 
-  Rows RowsAt(float* base) const { return {base, base + rows_, base + 2 * rows_}; }
+  // A head's rows are scored in blocks of 4, and what is left in one of 2 and one of 1.
+  int32_t RowsOfBlock(int32_t row) const {
+    return head_rows_ - row >= kRowBlock ? kRowBlock : head_rows_ - row >= 2 ? 2 : 1;
+  }
+
+  // Where a row's token and q head are, counted from the tile's first.
+  struct Place {
+    int64_t token;
+    int64_t q_head;
+  };
+  Place PlaceOf(int32_t head, int32_t row) const {
+    const int32_t at = tile_.row_begin + row;
+    return {at / tile_.group, head * tile_.group + at % tile_.group};
+  }
+
+  // The queries of a block of rows, in the order of keys: the block's vectors for the same numbers
+  // of a key together.
+  void PackQueries(int32_t head, int32_t row) {
+    const int32_t count = RowsOfBlock(row);
+    float* const to = q_ + (head * head_rows_ + row) * key_stride_;
+    for (int32_t r = 0; r < count; ++r) {
+      const Place place = PlaceOf(head, row + r);
+      const float* const q =
+          tile_.q + place.token * params_.q_stride + place.q_head * layer_.key_dim;
+      float* const ordered = scores_;  // nothing is there yet
+      if (SplitKeys()) {
+        SplitRow<V>(q, ordered, layer_.key_dim);
+      } else {
+        StageRow<V>(DType::kF32, false, reinterpret_cast<const std::byte*>(q), ordered,
+                    layer_.key_dim);
+      }
+      for (int32_t i = 0; i < layer_.key_dim; i += kLanes) {
+        V::Store(to + i * count + r * kLanes, V::Load(ordered + i));
+      }
+    }
+  }
+
+  // Whether rows lie in split order (vector_math.h): what is read from bfloat16 and not rotated.
+  bool SplitKeys() const { return SplitValues() && params_.rotation.cos_sin == nullptr; }
+  bool SplitValues() const { return layer_.dtype == DType::kBf16; }
+
+  Rows RowsAt(float* base) const {
+    float* const m = base + rows_ * o_stride_;
+    return {base, m, m + rows_};
+  }
   Rows PartialOf(int32_t piece) const {
-    const int64_t floats = int64_t{rows_} * (2 + o_stride_);
-    return RowsAt(tile_.partials + (piece - tile_.piece_begin) * floats);
+    return RowsAt(tile_.partials + (piece - tile_.piece_begin) * partial_floats_);
   }
 
   void Clear(Rows rows) const {
@@ -103,164 +150,116 @@ class PieceKernel {
 
   // --- 1. keys -----------------------------------------------------------------------------------
 
-  void Keys(int64_t token, uint32_t seen) {
-    TokenRows rows;
-    reader_.Addresses(token, seen, false, rows);
+  // Scores of a head's rows for one tile, -infinity where a row does not see a token.
+  void ScoreTile(const TileRead& read, int32_t tile, int32_t first_row) {
+    if (read.seen != 0) {
+      switch (PrepareKeys(read)) {
+        case DType::kF32:
+          ScoresAs<DType::kF32>(tile, first_row);
+          break;
+        case DType::kF16:
+          ScoresAs<DType::kF16>(tile, first_row);
+          break;
+        case DType::kBf16:
+          ScoresAs<DType::kBf16>(tile, first_row);
+          break;
+        case DType::kF8E4M3:
+        case DType::kI8:
+          break;  // Attend refuses them
+      }
+    }
+    for (int32_t r = 0; r < head_rows_; ++r) Hide(~visible_[tile][r], first_row + r, tile);
+  }
+
+  // What keys are read as: for the few rows of a decode step they are converted as they are loaded,
+  // for many once, in the reader.
+  DType PrepareKeys(const TileRead& read) {
     if (params_.rotation.cos_sin != nullptr) {
-      reader_.Rotate(token, seen, rows);
-      return Pack<DType::kF32>(rows);
+      reader_.Rotate(read);
+      return DType::kF32;
     }
-    switch (layer_.dtype) {
-      case DType::kF32:
-        return Pack<DType::kF32>(rows);
-      case DType::kF16:
-        return Pack<DType::kF16>(rows);
-      case DType::kBf16:
-        return Pack<DType::kBf16>(rows);
-      case DType::kF8E4M3:
-      case DType::kI8:
-        return;  // Attend refuses them
-    }
+    if (Direct() && layer_.key_dim % (2 * kLanes) == 0) return layer_.dtype;
+    reader_.Stage(read, layer_.key_dim, SplitKeys());
+    return DType::kF32;
   }
 
-  // keys_[dim][token] = rows[token][dim], kLanes tokens and as many dims at a time.
-  template <DType D>
-  void Pack(const TokenRows& rows) {
-    for (int32_t token = 0; token < kTileTokens; token += kLanes) {
-      int32_t dim = 0;
-      if constexpr (D == DType::kBf16) {
-        // Two neighbours are one word and travel through the transposition together.
-        for (; dim + 2 * kLanes <= layer_.key_dim; dim += 2 * kLanes) {
-          F block[kLanes];
-          for (int i = 0; i < kLanes; ++i) block[i] = V::LoadWords(rows[token + i] + dim * 2);
-          V::Transpose(block);
-          for (int i = 0; i < kLanes; ++i) {
-            float* const to = keys_ + int64_t{dim + 2 * i} * kTileTokens + token;
-            V::Store(to, V::LowHalf(block[i]));
-            V::Store(to + kTileTokens, V::HighHalf(block[i]));
-          }
-        }
-      }
-      for (; dim < layer_.key_dim; dim += kLanes) PackSquare<D>(&rows[token], token, dim);
-    }
+  // Whether numbers are converted as they are loaded, for every block of rows anew, or once for all
+  // rows, in the reader.
+  bool Direct() const {
+    return layer_.dtype == DType::kF32 || head_rows_ <= V::DirectRows(layer_.dtype);
   }
 
   template <DType D>
-  void PackSquare(const std::byte* const* rows, int32_t token, int32_t dim) {
-    constexpr int kBytes = D == DType::kF32 ? 4 : 2;
-    const int32_t count = layer_.key_dim - dim < kLanes ? layer_.key_dim - dim : kLanes;
-    F block[kLanes];
-    for (int i = 0; i < kLanes; ++i) block[i] = LoadSome<V, D>(rows[i] + dim * kBytes, count);
-    V::Transpose(block);
-    for (int i = 0; i < count; ++i) {
-      V::Store(keys_ + int64_t{dim + i} * kTileTokens + token, block[i]);
-    }
-  }
-
-  template <int R>
-  void Scores(int32_t row, int32_t tile) {
-    for (int32_t token = 0; token < kTileTokens; token += 2 * kLanes) {
-      F sum[R][2];
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = V::Zero();
-      const float* key = keys_ + token;
-      const bool ahead = reader_.ahead() && row == 0 && token == 0;
-      int32_t dim = 0;
-      for (int32_t i = 0; i < kTileTokens; ++i) {
-        if (ahead) reader_.FetchRow(i);
-        for (const int32_t end = (i + 1) * layer_.key_dim / kTileTokens; dim < end; ++dim) {
-          const F key0 = V::Load(key);
-          const F key1 = V::Load(key + kLanes);
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
-            const F q = V::Set(q_[row + r][dim]);
-            sum[r][0] = V::Fma(q, key0, sum[r][0]);
-            sum[r][1] = V::Fma(q, key1, sum[r][1]);
-          }
-          key += kTileTokens;
-        }
-      }
-      const F scale = V::Set(params_.scale);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        float* const to = ScoresOf(row + r) + tile * kTileTokens + token;
-        V::Store(to, V::Mul(sum[r][0], scale));
-        V::Store(to + kLanes, V::Mul(sum[r][1], scale));
-      }
-    }
-  }
-
-  // The same sums for all rows, when these are few: straight from each square of keys in
-  // registers, as packed keys would not be read again. A third less time for a group of 4.
-  template <int R>
-  void ScoresInPlace(const TokenRows& rows, int32_t tile) {
-    constexpr int kDims = 2 * kLanes;
-    const int32_t squares = kTileTokens / kLanes * (layer_.key_dim / kDims);
-    int32_t square = 0;
-    int32_t fetched = 0;
-    for (int32_t token = 0; token < kTileTokens; token += kLanes) {
-      F sum[R];
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sum[r] = V::Zero();
-      for (int32_t dim = 0; dim < layer_.key_dim; dim += kDims) {
-        const int32_t fetch_end = reader_.ahead() ? ++square * kTileTokens / squares : 0;
-        for (; fetched < fetch_end; ++fetched) reader_.FetchRow(fetched);
-        F block[kLanes];
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) block[i] = V::LoadWords(rows[token + i] + dim * 2);
-        V::Transpose(block);
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          const F low = V::LowHalf(block[i]);
-          const F high = V::HighHalf(block[i]);
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
-            sum[r] = V::Fma(V::Set(q_[r][dim + 2 * i]), low, sum[r]);
-            sum[r] = V::Fma(V::Set(q_[r][dim + 2 * i + 1]), high, sum[r]);
-          }
-        }
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        V::Store(ScoresOf(r) + tile * kTileTokens + token, V::Mul(sum[r], V::Set(params_.scale)));
-      }
-    }
-  }
-
-  bool InPlace() const {
-    return rows_ <= kRowBlock && layer_.dtype == DType::kBf16 &&
-           params_.rotation.cos_sin == nullptr && layer_.key_dim % (2 * kLanes) == 0;
-  }
-
-  void ScoreTileInPlace(int32_t tile, int64_t token, uint32_t seen) {
-    TokenRows rows;
-    reader_.Addresses(token, seen, false, rows);
-    if (rows_ == 4) ScoresInPlace<4>(rows, tile);
-    if (rows_ == 3) ScoresInPlace<3>(rows, tile);
-    if (rows_ == 2) ScoresInPlace<2>(rows, tile);
-    if (rows_ == 1) ScoresInPlace<1>(rows, tile);
-    for (int32_t r = 0; r < rows_; ++r) Hide(~visible_[tile][r], r, tile);
-  }
-
-  float* ScoresOf(int32_t row) const { return scores_ + int64_t{row} * kPieceTokens; }
-
-  // Scores of all rows for one tile, -infinity where a row does not see a token.
-  void ScoreTile(int32_t tile) {
+  void ScoresAs(int32_t tile, int32_t first_row) {
     const uint32_t* const visible = visible_[tile];
-    int32_t row = 0;
-    for (int32_t count = 0; row < rows_; row += count) {
-      count = rows_ - row < kRowBlock ? rows_ - row : kRowBlock;
+    for (int32_t row = 0; row < head_rows_;) {
+      const int32_t count = RowsOfBlock(row);
       uint32_t any = 0;
       for (int32_t r = row; r < row + count; ++r) any |= visible[r];
       if (any != 0) {
-        if (count == 4) Scores<4>(row, tile);
-        if (count == 3) Scores<3>(row, tile);
-        if (count == 2) Scores<2>(row, tile);
-        if (count == 1) Scores<1>(row, tile);
+        if (row == 0) {
+          ScoresOfBlock<D, true>(first_row, count, tile);
+        } else {
+          ScoresOfBlock<D, false>(first_row + row, count, tile);
+        }
       }
-      for (int32_t r = row; r < row + count; ++r) Hide(~visible[r], r, tile);
+      row += count;
     }
   }
+
+  template <DType D, bool kFetch>
+  void ScoresOfBlock(int32_t row, int32_t count, int32_t tile) {
+    if (count == 4) Scores<D, 4, kFetch>(row, tile);
+    if (count == 2) Scores<D, 2, kFetch>(row, tile);
+    if (count == 1) Scores<D, 1, kFetch>(row, tile);
+  }
+
+  // Scores of R rows: kLanes sums at a time, each in a register of its own, and their lanes
+  // are summed together.
+  template <DType D, int R, bool kFetch>
+  [[gnu::noinline]] void Scores(int32_t row, int32_t tile) {
+    const std::byte* const* const rows = reader_.rows();
+    constexpr int kTokens = kLanes / R;
+    constexpr int kVecs = D == DType::kF32 ? 1 : 2;  // of a key at a time
+    const float* const queries = q_ + int64_t{row} * key_stride_;
+    float* const to = ScoresOf(row) + tile * kTileTokens;
+    const F scale = V::Set(params_.scale);
+    const int32_t key_dim = layer_.key_dim;
+    for (int32_t token = 0; token < kTileTokens; token += kTokens) {
+      for (int32_t t = 0; kFetch && D == DType::kF32 && t < kTokens; ++t) {
+        reader_.FetchRow(token + t);
+      }
+      F sum[kLanes];  // [R][kTokens]
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) sum[i] = V::Zero();
+      const float* q = queries;
+      for (int32_t dim = 0; dim < key_dim; dim += kVecs * kLanes, q += kVecs * R * kLanes) {
+#pragma GCC unroll 2
+        for (int n = 0; n < kVecs; ++n) {
+          F query[R];
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) query[r] = V::Load(q + (n * R + r) * kLanes);
+#pragma GCC unroll 16
+          for (int t = 0; t < kTokens; ++t) {
+            const F key = LoadVec<V, D, kVecs>(rows[token + t] + dim * kBytes<D>, n);
+            if (kFetch && D != DType::kF32 && n == 0) reader_.FetchLine(token + t, dim * kBytes<D>);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+              sum[r * kTokens + t] = V::Fma(query[r], key, sum[r * kTokens + t]);
+            }
+          }
+        }
+      }
+      float scores[kLanes];
+      V::Store(scores, V::Mul(V::SumsOf(sum), scale));
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        std::memcpy(to + r * kPieceTokens + token, scores + r * kTokens, sizeof(float) * kTokens);
+      }
+    }
+  }
+
+  float* ScoresOf(int32_t row) const { return scores_ + int64_t{row} * kPieceTokens; }
 
   void Hide(uint32_t hidden, int32_t row, int32_t tile) {
     float* const scores = ScoresOf(row) + tile * kTileTokens;
@@ -288,21 +287,19 @@ class PieceKernel {
 
   // --- 3. values ---------------------------------------------------------------------------------
 
-  void Values(int64_t token, uint32_t seen, int32_t tile, Rows to) {
-    TokenRows rows;
-    reader_.Addresses(token, seen, true, rows);
-    // Converted as they are loaded for the few rows of a decode step, once for many.
-    if (rows_ > kRowBlock && layer_.dtype != DType::kF32) {
-      reader_.Stage(seen, rows, layer_.value_dim);
-      return ValuesAs<DType::kF32>(rows, tile, to);
+  void Values(const TileRead& read, int32_t tile, int32_t first_row, Rows to) {
+    // As with keys.
+    if (!Direct()) {
+      reader_.Stage(read, layer_.value_dim, SplitValues());
+      return ValuesAs<DType::kF32>(tile, first_row, to);
     }
     switch (layer_.dtype) {
       case DType::kF32:
-        return ValuesAs<DType::kF32>(rows, tile, to);
+        return ValuesAs<DType::kF32>(tile, first_row, to);
       case DType::kF16:
-        return ValuesAs<DType::kF16>(rows, tile, to);
+        return ValuesAs<DType::kF16>(tile, first_row, to);
       case DType::kBf16:
-        return ValuesAs<DType::kBf16>(rows, tile, to);
+        return ValuesAs<DType::kBf16>(tile, first_row, to);
       case DType::kF8E4M3:
       case DType::kI8:
         return;  // Attend refuses them
@@ -310,39 +307,40 @@ class PieceKernel {
   }
 
   template <DType D>
-  void ValuesAs(const TokenRows& rows, int32_t tile, Rows to) {
+  void ValuesAs(int32_t tile, int32_t first_row, Rows to) {
     const uint32_t* const visible = visible_[tile];
     int32_t row = 0;
-    for (; row + kRowBlock <= rows_; row += kRowBlock) {
+    for (; row + kRowBlock <= head_rows_; row += kRowBlock) {
       bool same = true;
       for (int r = 1; r < kRowBlock; ++r) same = same && visible[row + r] == visible[row];
       if (same) {
-        ValuesOfRuns<D, kRowBlock>(rows, row, tile, to);
+        ValuesOfRuns<D, kRowBlock>(row, first_row, tile, to);
       } else {
-        for (int r = 0; r < kRowBlock; ++r) ValuesOfRuns<D, 1>(rows, row + r, tile, to);
+        for (int r = 0; r < kRowBlock; ++r) ValuesOfRuns<D, 1>(row + r, first_row, tile, to);
       }
     }
-    for (; row < rows_; ++row) ValuesOfRuns<D, 1>(rows, row, tile, to);
+    for (; row < head_rows_; ++row) ValuesOfRuns<D, 1>(row, first_row, tile, to);
   }
 
   // R rows that see the same tokens: each run of these in turn.
   template <DType D, int R>
-  void ValuesOfRuns(const TokenRows& rows, int32_t row, int32_t tile, Rows to) {
+  void ValuesOfRuns(int32_t row, int32_t first_row, int32_t tile, Rows to) {
     uint32_t left = visible_[tile][row];
     while (left != 0) {
       const int32_t begin = __builtin_ctz(left);
       const uint32_t beyond = ~(left >> begin);
       const int32_t end = begin + (beyond == 0 ? kTileTokens - begin : __builtin_ctz(beyond));
-      const Run run{rows,
+      const Run run{reader_.rows(),
                     begin,
                     end,
-                    ScoresOf(row) + tile * kTileTokens,
-                    to.o + int64_t{row} * o_stride_,
-                    reader_.ahead() && row == 0};
+                    ScoresOf(first_row + row) + tile * kTileTokens,
+                    to.o + int64_t{first_row + row} * o_stride_,
+                    row == 0};
       int32_t dim = 0;
       for (; dim + V::kValueVecs * kLanes <= layer_.value_dim; dim += V::kValueVecs * kLanes) {
         Weigh<D, R, V::kValueVecs>(run, dim);
       }
+      for (; dim + 2 * kLanes <= layer_.value_dim; dim += 2 * kLanes) Weigh<D, R, 2>(run, dim);
       for (; dim < layer_.value_dim; dim += kLanes) Weigh<D, R, 1>(run, dim);
       left = end == kTileTokens ? 0 : left >> end << end;
     }
@@ -354,15 +352,12 @@ class PieceKernel {
     int32_t end;
     const float* weights;  // [kTileTokens] of the first row; the next is kPieceTokens on
     float* o;              // of the first row; the next is o_stride_ on
-    bool ahead;            // fetch the next tile meanwhile
+    bool first;            // of the tile's rows: to fetch the next tile
   };
 
   // o[r][dim ...] += weight[r][t] * value[t][dim ...] for N vectors of numbers and R rows.
   template <DType D, int R, int N>
   void Weigh(const Run& run, int32_t dim) {
-    constexpr int kBytes = D == DType::kF32 ? 4 : 2;
-    const int32_t count = layer_.value_dim - dim;
-    const bool whole = N > 1 || count >= kLanes;
     F sum[R][N];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -370,13 +365,20 @@ class PieceKernel {
       for (int n = 0; n < N; ++n) sum[r][n] = V::Load(run.o + r * o_stride_ + dim + n * kLanes);
     }
     for (int32_t t = run.begin; t < run.end; ++t) {
-      if (run.ahead && dim == 0) reader_.FetchRow(t);
-      const std::byte* const from = run.rows[t] + dim * kBytes;
+      if (D != DType::kF32) {
+        for (int n = 0; run.first && n < N * kLanes * kBytes<D>; n += 64) {
+          reader_.FetchLine(t, dim * kBytes<D> + n);
+        }
+      } else if (run.first && dim == 0) {
+        reader_.FetchRow(t);
+      }
+      const std::byte* const from = run.rows[t] + dim * kBytes<D>;
       F value[N];
+      if constexpr (N == 1) {
+        value[0] = LoadSome<V, D>(from, layer_.value_dim - dim);
+      } else {
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) {
-        value[n] =
-            whole ? V::template LoadAs<D>(from + n * kLanes * kBytes) : LoadSome<V, D>(from, count);
+        for (int n = 0; n < N; ++n) value[n] = LoadVec<V, D, N>(from, n);
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -404,40 +406,42 @@ class PieceKernel {
     int32_t tiles = 0;  // up to the last that any row sees something of
     for (int32_t tile = 0; tile < kPieceTiles; ++tile) {
       seen[tile] = 0;
-      for (int32_t r = 0; r < rows_; ++r) {
+      for (int32_t r = 0; r < head_rows_; ++r) {
         visible_[tile][r] = reader_.Visible(positions_[r], start + tile * kTileTokens);
         seen[tile] |= visible_[tile][r];
       }
       if (seen[tile] != 0) tiles = tile + 1;
     }
+    const auto read = [&](int32_t tile, int32_t head, bool value) -> TileRead {
+      // Past the heads the next tile; past the keys values; past these most likely the next piece.
+      tile += head / tile_.kv_heads;
+      head %= tile_.kv_heads;
+      if (value && tile == tiles) return FirstRead(piece + 1);
+      const int32_t at = tile % tiles;
+      return {start + at * kTileTokens, seen[at], tile_.kv_head + head, value || tile == tiles};
+    };
     for (int32_t tile = 0; tile < tiles; ++tile) {
-      LookAhead(piece, tile + kTilesAhead, tiles, seen);
-      if (seen[tile] != 0 && InPlace()) {
-        ScoreTileInPlace(tile, start + tile * kTileTokens, seen[tile]);
-        continue;
+      for (int32_t head = 0; head < tile_.kv_heads; ++head) {
+        if (seen[tile] != 0) reader_.Turn(read(tile, head, false), read(tile, head + 1, false));
+        ScoreTile(read(tile, head, false), tile, head * head_rows_);
       }
-      if (seen[tile] != 0) Keys(start + tile * kTileTokens, seen[tile]);
-      ScoreTile(tile);
     }
     for (int32_t r = 0; r < rows_; ++r) Softmax(r, tiles, to);
     std::memset(to.o, 0, sizeof(float) * rows_ * o_stride_);
     for (int32_t tile = 0; tile < tiles; ++tile) {
-      LookAhead(piece, tiles + tile + kTilesAhead, tiles, seen);
-      if (seen[tile] != 0) Values(start + tile * kTileTokens, seen[tile], tile, to);
+      if (seen[tile] == 0) continue;
+      for (int32_t head = 0; head < tile_.kv_heads; ++head) {
+        reader_.Turn(read(tile, head, true), read(tile, head + 1, true));
+        Values(read(tile, head, true), tile, head * head_rows_, to);
+      }
     }
   }
 
-  // Has the reader look at the `step`th tile of those read for this piece and the next: all tiles'
-  // keys, then all tiles' values.
-  void LookAhead(int32_t piece, int32_t step, int32_t tiles, const uint32_t (&seen)[kPieceTiles]) {
-    const int64_t start = int64_t{piece} * kPieceTokens;
-    const int32_t tile = step % tiles;
-    if (step < 2 * tiles) {
-      return reader_.LookAhead(start + tile * kTileTokens, seen[tile], step >= tiles);
-    }
-    const int64_t token = start + kPieceTokens + tile * kTileTokens;
-    const bool last = piece + 1 == tile_.piece_end;
-    reader_.LookAhead(token, last ? 0 : reader_.Visible(positions_[0], token), false);
+  // The first keys of a piece, as far as the first row sees them; nothing beyond the last piece.
+  TileRead FirstRead(int32_t piece) const {
+    const int64_t token = int64_t{piece} * kPieceTokens;
+    const bool none = piece == tile_.piece_end;
+    return {token, none ? 0 : reader_.Visible(positions_[0], token), tile_.kv_head, false};
   }
 
   // --- 4. merge ----------------------------------------------------------------------------------
@@ -468,20 +472,22 @@ class PieceKernel {
 
   void Finish(Rows rows) {
     for (int32_t r = 0; r < rows_; ++r) {
-      const int32_t row = tile_.row_begin + r;
-      const int64_t token = row / tile_.group;
-      const int64_t head = row % tile_.group;
+      const Place place = PlaceOf(r / head_rows_, r % head_rows_);
       const bool empty = rows.m[r] == -HUGE_VALF;
-      float* const out = tile_.out + token * params_.out_stride + head * layer_.value_dim;
+      float* const out =
+          tile_.out + place.token * params_.out_stride + place.q_head * layer_.value_dim;
       const F sum = V::Set(rows.l[r]);
-      const float* const o = rows.o + int64_t{r} * o_stride_;
-      for (int32_t i = 0; i < layer_.value_dim; i += kLanes) {
-        const F mean = empty ? V::Zero() : V::Div(V::Load(o + i), sum);
-        StoreSome<V, DType::kF32>(reinterpret_cast<std::byte*>(out + i), mean,
-                                  layer_.value_dim - i);
+      float* const o = rows.o + int64_t{r} * o_stride_;
+      for (int32_t i = 0; i < o_stride_; i += kLanes) {
+        V::Store(o + i, empty ? V::Zero() : V::Div(V::Load(o + i), sum));
+      }
+      if (SplitValues()) {
+        JoinRow<V>(o, out, layer_.value_dim);
+      } else {
+        std::memcpy(out, o, sizeof(float) * layer_.value_dim);
       }
       if (tile_.lse != nullptr) {
-        tile_.lse[token * params_.q_heads + head] =
+        tile_.lse[place.token * params_.q_heads + place.q_head] =
             empty ? -HUGE_VALF : rows.m[r] + logf(rows.l[r]);
       }
     }
@@ -490,16 +496,17 @@ class PieceKernel {
   const AttendTile& tile_;
   const AttentionParams& params_;
   const KvLayer& layer_;
-  const int32_t rows_;
+  const int32_t head_rows_;  // of a kv head
+  const int32_t rows_;       // of all kv heads, the first one's first
   const int64_t key_stride_;
   const int64_t o_stride_;
+  const int64_t partial_floats_;  // PartialFloats(rows_, value_dim)
   // Scratch, in this order; after it the reader's.
   float* const scores_;  // [kTileRows][kPieceTokens]; weights after the softmax
-  float* const keys_;    // [key_dim][kTileTokens]
+  float* const q_;       // [kTileRows][key_stride_], in the order of keys
   const Rows piece_;
   const Rows total_;
   TileReader<V> reader_;
-  const float* q_[kTileRows];
   int32_t positions_[kTileRows];
   uint32_t visible_[kPieceTiles][kTileRows];
 };

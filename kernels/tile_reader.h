@@ -15,6 +15,15 @@ namespace larder::kernels {
 // Addresses of the keys or values of kTileTokens tokens.
 using TokenRows = const std::byte* [kTileTokens];
 
+// Keys or values of the tile that starts at `token`, of those tokens that a bit of `seen` is set
+// for.
+struct TileRead {
+  int64_t token = 0;
+  uint32_t seen = 0;
+  int32_t kv_head = 0;
+  bool value = false;
+};
+
 template <typename V>
 class TileReader {
  public:
@@ -37,71 +46,84 @@ class TileReader {
     return bits;
   }
 
-  // Addresses of a tile's rows of K or V. Tokens that nobody sees get the address of one that
-  // somebody does: their memory is never touched.
-  void Addresses(int64_t token, uint32_t seen, bool value, TokenRows& rows) const {
-    const int32_t first = __builtin_ctz(seen);
-    const int32_t end = kTileTokens - __builtin_clz(seen);
-    const int64_t head = (value ? layer_.value_offset_bytes : layer_.key_offset_bytes) +
-                         tile_.kv_head * layer_.head_stride_bytes;
-    int64_t block = (token + first) / layer_.block_tokens;
-    int64_t slot = (token + first) % layer_.block_tokens;
-    for (int32_t i = first; i < end; ++i) {
-      const bool touched = (seen >> i & 1) != 0;
-      rows[i] = touched ? tile_.chunk->blocks[block] + head + slot * layer_.token_stride_bytes
-                        : rows[first];
-      if (++slot == layer_.block_tokens) {
-        slot = 0;
-        ++block;
-      }
-    }
-    for (int32_t i = 0; i < first; ++i) rows[i] = rows[first];
-    for (int32_t i = end; i < kTileTokens; ++i) rows[i] = rows[first];
+  // Turns to a tile, of which something is seen; `then` is the one to turn to next, and may be of
+  // nothing.
+  void Turn(const TileRead& tile, const TileRead& then) {
+    const bool foreseen = next_.token == tile.token && next_.seen == tile.seen &&
+                          next_.kv_head == tile.kv_head && next_.value == tile.value;
+    rows_ = foreseen ? next_rows_ : rows_;
+    if (!foreseen) Addresses(tile, rows_);
+    next_ = then;
+    next_rows_ = then.seen == 0 ? rows_ : rows_ == tables_[0] ? tables_[1] : tables_[0];
+    if (then.seen != 0) Addresses(then, next_rows_);
+    next_bytes_ = (then.value ? layer_.value_dim : layer_.key_dim) * bytes_;
   }
 
-  // Converts the keys of `rows` to float32 in stage_ and rotates them; `rows` then lie there.
-  void Rotate(int64_t token, uint32_t seen, TokenRows& rows) {
+  // The rows of the tile turned to, by token. Of tokens that nobody sees, rows of one that somebody
+  // does: their memory is never touched.
+  const std::byte* const* rows() const { return rows_; }
+
+  // Converts the keys to float32 in stage_ and rotates them; rows() then lie there.
+  void Rotate(const TileRead& tile) {
     const KeyRotation& rotation = params_.rotation;
-    Stage(seen, rows, layer_.key_dim);
-    for (uint32_t left = seen; left != 0; left &= left - 1) {
+    Stage(tile, layer_.key_dim, false);
+    for (uint32_t left = tile.seen; left != 0; left &= left - 1) {
       const int32_t i = __builtin_ctz(left);
       RotateHalves<V>(stage_ + i * stage_stride_ + rotation.begin,
-                      rotation.cos_sin + (token + i) * rotation.dim, rotation.dim);
+                      rotation.cos_sin + (tile.token + i) * rotation.dim, rotation.dim);
     }
   }
 
-  // Converts `count` numbers of each row that is seen to stage_; `rows` then lie there.
-  void Stage(uint32_t seen, TokenRows& rows, int32_t count) {
-    for (uint32_t left = seen; left != 0; left &= left - 1) {
+  // Converts `count` numbers of each row that is seen to stage_, split or as they are, with zeros
+  // up to a whole vector; rows() then lie there.
+  void Stage(const TileRead& tile, int32_t count, bool split) {
+    for (uint32_t left = tile.seen; left != 0; left &= left - 1) {
       const int32_t i = __builtin_ctz(left);
-      LoadRow<V>(layer_.dtype, rows[i], stage_ + i * stage_stride_, count);
+      StageRow<V>(layer_.dtype, split, rows_[i], stage_ + i * stage_stride_, count);
     }
-    const int32_t first = __builtin_ctz(seen);
+    const int32_t first = __builtin_ctz(tile.seen);
     for (int32_t i = 0; i < kTileTokens; ++i) {
-      const int32_t at = (seen >> i & 1) != 0 ? i : first;
-      rows[i] = reinterpret_cast<const std::byte*>(stage_ + at * stage_stride_);
+      const int32_t at = (tile.seen >> i & 1) != 0 ? i : first;
+      rows_[i] = reinterpret_cast<const std::byte*>(stage_ + at * stage_stride_);
     }
   }
 
-  // The hardware sees no pattern across blocks and heads, and none in the order in which keys are
-  // packed. So each tile's memory is asked for while the one before it is worked on, row by row
-  // in the order of addresses, which is what the hardware's own streams then follow. Into the level
-  // 2 cache: level 1 can wait for 24 lines only, and at 100 ns a line that is half of what one
-  // thread can read.
-  void LookAhead(int64_t token, uint32_t seen, bool value) {
-    ahead_ = seen != 0;
-    if (!ahead_) return;
-    Addresses(token, seen, value, next_);
-    next_bytes_ = (value ? layer_.value_dim : layer_.key_dim) * bytes_;
+  // The hardware sees no pattern across blocks and heads. So each tile's memory is asked for while
+  // the one before it is worked on, at the pace of that work: level 1 can wait for 24 lines only,
+  // and waits for none longer than it takes to find them if level 2 is what they are asked into.
+  void FetchLine(int32_t i, int32_t offset_bytes) const {
+    __builtin_prefetch(next_rows_[i] + offset_bytes, 0, 2);
   }
-
-  // Whether LookAhead found a tile. Its row i is then asked for by FetchRow(i).
-  bool ahead() const { return ahead_; }
   void FetchRow(int32_t i) const {
-    for (int32_t at = 0; at < next_bytes_; at += 64) __builtin_prefetch(next_[i] + at, 0, 2);
+    if (next_.seen == 0) return;
+    for (int32_t at = 0; at < next_bytes_; at += 64) FetchLine(i, at);
   }
 
  private:
+  void Addresses(const TileRead& tile, const std::byte** rows) const {
+    const uint32_t seen = tile.seen;
+    const int32_t first = __builtin_ctz(seen);
+    const int32_t end = kTileTokens - __builtin_clz(seen);
+    const int64_t head = (tile.value ? layer_.value_offset_bytes : layer_.key_offset_bytes) +
+                         tile.kv_head * layer_.head_stride_bytes;
+    int64_t block = (tile.token + first) / layer_.block_tokens;
+    int64_t slot = (tile.token + first) % layer_.block_tokens;
+    for (int32_t i = first; i < end; ++block, slot = 0) {
+      // As a number, since the address may be of a block that is gone.
+      auto at = reinterpret_cast<uintptr_t>(tile_.chunk->blocks[block]) +
+                static_cast<uintptr_t>(head + slot * layer_.token_stride_bytes);
+      const int64_t left = layer_.block_tokens - slot;
+      const int32_t run_end = left < end - i ? i + static_cast<int32_t>(left) : end;
+      for (; i < run_end; ++i, at += static_cast<uintptr_t>(layer_.token_stride_bytes)) {
+        rows[i] = reinterpret_cast<const std::byte*>(at);
+      }
+    }
+    if (seen == kAllTokens) return;
+    for (uint32_t left = ~seen; left != 0; left &= left - 1) {
+      rows[__builtin_ctz(left)] = rows[first];
+    }
+  }
+
   static constexpr uint32_t kAllTokens = ~uint32_t{0};
   static_assert(kTileTokens == 32, "a mask has a bit a token");
 
@@ -119,9 +141,11 @@ class TileReader {
   const int32_t bytes_;  // of a stored number
   float* const stage_;
   const int64_t stage_stride_;
-  bool ahead_ = false;      // next_ is set
-  TokenRows next_;          // of the tile that is read next
-  int32_t next_bytes_ = 0;  // of each row
+  TokenRows tables_[2] = {};
+  const std::byte** rows_ = tables_[0];
+  TileRead next_;
+  const std::byte** next_rows_ = tables_[1];  // rows_ where nothing of it is seen
+  int32_t next_bytes_ = 0;                    // of each row
 };
 
 }  // namespace larder::kernels

@@ -34,34 +34,36 @@ constexpr int64_t Padded(int64_t floats) {
   return (floats + kPadFloats - 1) / kPadFloats * kPadFloats;
 }
 
-// Rows [row_begin, row_end) of one chunk and kv head over pieces [piece_begin, piece_end). Rows are
-// the pairs (token, q head of the group), a token's heads together.
+// Rows [row_begin, row_end) of one chunk and of each of kv_heads kv heads, over pieces
+// [piece_begin, piece_end). A kv head's rows are the pairs (token, q head of the group), a token's
+// heads together.
 struct AttendTile {
   const AttentionParams* params = nullptr;
   const SequenceChunk* chunk = nullptr;
-  const float* q = nullptr;  // first token's first head of the group, strides as in params
+  const float* q = nullptr;  // first token's first head of the first group, strides as in params
   float* out = nullptr;      // likewise
   float* lse = nullptr;      // likewise, [tokens][q_heads]; null: not wanted
-  int32_t kv_head = 0;
+  int32_t kv_head = 0;       // the first
+  int32_t kv_heads = 1;
   int32_t group = 0;  // q heads a kv head
   int32_t row_begin = 0;
-  int32_t row_end = 0;  // at most kTileRows more
+  int32_t row_end = 0;  // times kv_heads at most kTileRows more
   int32_t piece_begin = 0;
   int32_t piece_end = 0;
   float* partials = nullptr;  // [piece_end - piece_begin][PartialFloats()]: a piece's results,
                               // written by attend_pieces and read by merge_pieces
 };
 
-// A piece's result for `rows` rows: maximum [rows], sum [rows], weighted values [rows][padded dim].
+// A piece's result for `rows` rows: weighted values [rows][padded dim], maximum [rows], sum [rows].
 constexpr int64_t PartialFloats(int64_t rows, int64_t value_dim) {
-  return rows * (2 + Padded(value_dim));
+  return rows * Padded(value_dim) + Padded(2 * rows);
 }
 
 // Floats of scratch for one thread.
 constexpr int64_t ScratchFloats(int64_t key_dim, int64_t value_dim) {
   const int64_t row = Padded(key_dim > value_dim ? key_dim : value_dim);
-  return kTileTokens * (Padded(key_dim) + row) + kTileRows * kPieceTokens +
-         2 * Padded(PartialFloats(kTileRows, value_dim));
+  return kTileRows * (kPieceTokens + Padded(key_dim)) + kTileTokens * row +
+         2 * PartialFloats(kTileRows, value_dim);
 }
 
 struct Variant {

@@ -10,6 +10,8 @@ struct Vec {
   using F = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kValueVecs = 4;
+  // Widening float16 takes longer than loading float32.
+  static constexpr int DirectRows(DType dtype) { return dtype == DType::kF16 ? 8 : kTileRows; }
 
   static F Zero() { return _mm512_setzero_ps(); }
   static F Set(float x) { return _mm512_set1_ps(x); }
@@ -63,49 +65,33 @@ struct Vec {
     }
   }
 
-  static F LoadWords(const std::byte* from) { return _mm512_loadu_ps(from); }
-  static F LowHalf(F x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 16));
-  }
-  static F HighHalf(F x) {
+  static F FirstBf16(const std::byte* from) {
     return _mm512_castsi512_ps(
-        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+        _mm512_unpacklo_epi16(_mm512_setzero_si512(), _mm512_loadu_si512(from)));
+  }
+  static F LastBf16(const std::byte* from) {
+    return _mm512_castsi512_ps(
+        _mm512_unpackhi_epi16(_mm512_setzero_si512(), _mm512_loadu_si512(from)));
   }
 
-  // Squares of 2, then 4 within quarters; then quarters among each other.
-  static void Transpose(F (&x)[16]) {
-    F y[16];
+  [[gnu::always_inline]] static F SumsOf(F (&x)[16]) {
+    // Halves of quarters, quarters; then quarters among each other.
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      y[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
-      y[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      x[i] = Pairs<0x44>(y[i], y[i + 2]);
-      x[i + 1] = Pairs<0xee>(y[i], y[i + 2]);
-      x[i + 2] = Pairs<0x44>(y[i + 1], y[i + 3]);
-      x[i + 3] = Pairs<0xee>(y[i + 1], y[i + 3]);
+      x[i] = Add(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]),
+                 _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      const F a = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88);
-      const F b = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd);
-      const F c = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
-      const F d = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xdd);
-      y[i] = _mm512_shuffle_f32x4(a, c, 0x88);
-      y[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
-      y[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
-      y[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+      x[i] = Add(_mm512_shuffle_ps(x[2 * i], x[2 * i + 1], 0x44),
+                 _mm512_shuffle_ps(x[2 * i], x[2 * i + 1], 0xee));
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) x[i] = y[i];
-  }
-
- private:
-  template <int kSelect>
-  static F Pairs(F a, F b) {
-    return _mm512_shuffle_ps(a, b, kSelect);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      x[i] = Add(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),
+                 _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xee));
+    }
+    return Add(_mm512_shuffle_f32x4(x[0], x[1], 0x88), _mm512_shuffle_f32x4(x[0], x[1], 0xdd));
   }
 };
 

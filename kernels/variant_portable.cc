@@ -56,6 +56,7 @@ struct Vec {
   using I = int32_t __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
   static constexpr int kValueVecs = 2;
+  static constexpr int DirectRows(DType) { return 4; }
 
   static F Zero() { return F{}; }
   static F Set(float x) { return F{x, x, x, x}; }
@@ -121,23 +122,15 @@ struct Vec {
     }
   }
 
-  // The half at the lower address is the low one on little-endian machines.
-  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
-  static F LoadWords(const std::byte* from) { return LoadAs<DType::kF32>(from); }
-  static F LowHalf(F x) { return reinterpret_cast<F>(reinterpret_cast<I>(x) << 16); }
-  static F HighHalf(F x) {
-    return reinterpret_cast<F>(reinterpret_cast<I>(x) & static_cast<int32_t>(0xffff0000));
-  }
+  static F FirstBf16(const std::byte* from) { return LoadAs<DType::kBf16>(from); }
+  static F LastBf16(const std::byte* from) { return LoadAs<DType::kBf16>(from + 8); }
 
-  static void Transpose(F (&x)[4]) {
-    const F a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
-    const F b = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
-    const F c = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
-    const F d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
-    x[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-    x[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-    x[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-    x[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  [[gnu::always_inline]] static F SumsOf(F (&x)[4]) {
+    const F a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5) +
+                __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+    const F b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5) +
+                __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
   }
 
  private:

@@ -6,9 +6,11 @@
 //   Round (to integers), Scale (x * 2^n for integral n), ZeroBelow (0 where x < bound, else y)
 //   SumOf, MaxOf (over the lanes, in a fixed order)
 //   LoadAs<DType>, StoreAs<DType> (kLanes numbers of storage, rounding to nearest even)
-//   LoadWords, LowHalf, HighHalf (words of two bfloat16, and each half as float32)
-//   Transpose (a square of kLanes registers in place)
-// and V::kValueVecs, the registers of values to weigh at once.
+//   FirstBf16, LastBf16 (of 2 * kLanes bfloat16: the first four of every 8, and the last four)
+//   SumsOf (of kLanes registers: lane i is the sum over the lanes of the i-th; every sum in the
+//     same order)
+// and V::kValueVecs, the registers of values to weigh at once, and V::DirectRows(DType): for up to
+// so many rows numbers are converted anew for every four, for more once for all.
 //
 // Everything here is a template over V: its instances stay inside the variant's file, as V is in
 // an unnamed namespace there (variant.h, rule 1).
@@ -64,6 +66,22 @@ void StoreSome(std::byte* to, typename V::F x, int32_t count) {
   std::memcpy(to, whole, static_cast<size_t>(count) * kBytes);
 }
 
+template <DType D>
+inline constexpr int kBytes = D == DType::kF32 ? 4 : 2;
+
+// The n-th of kOf vectors of storage. Two of bfloat16 are split, which takes an instruction a
+// vector where widening a half takes two.
+template <typename V, DType D, int kOf>
+typename V::F LoadVec(const std::byte* from, int n) {
+  static_assert(kOf == 1 || kOf % 2 == 0);
+  if constexpr (D == DType::kBf16 && kOf > 1) {
+    const std::byte* const pair = from + n / 2 * 2 * V::kLanes * kBytes<D>;
+    return n % 2 == 0 ? V::FirstBf16(pair) : V::LastBf16(pair);
+  } else {
+    return V::template LoadAs<D>(from + n * V::kLanes * kBytes<D>);
+  }
+}
+
 template <typename V>
 typename V::F LoadFloats(const float* from, int32_t count) {
   return LoadSome<V, DType::kF32>(reinterpret_cast<const std::byte*>(from), count);
@@ -103,6 +121,63 @@ void StoreRow(DType dtype, const float* from, std::byte* to, int32_t count) {
   if (dtype == DType::kF32) return StoreRowAs<V, DType::kF32>(from, to, count);
   if (dtype == DType::kF16) return StoreRowAs<V, DType::kF16>(from, to, count);
   StoreRowAs<V, DType::kBf16>(from, to, count);
+}
+
+// Split order, which is what LoadVec makes of a row of bfloat16: of every whole run of 2 * kLanes
+// numbers first the first four of every 8, then the last four; what is left over as it was.
+template <typename V>
+int32_t SplitCount(int32_t count) {
+  return count / (2 * V::kLanes) * 2 * V::kLanes;
+}
+
+// `from` [count] to split order, and zeros up to a whole vector.
+template <typename V>
+void SplitRow(const float* from, float* to, int32_t count) {
+  const int32_t split = SplitCount<V>(count);
+  for (int32_t run = 0; run < split; run += 2 * V::kLanes) {
+    for (int32_t i = 0; i < V::kLanes; i += 4) {
+      std::memcpy(to + run + i, from + run + 2 * i, sizeof(float) * 4);
+      std::memcpy(to + run + V::kLanes + i, from + run + 2 * i + 4, sizeof(float) * 4);
+    }
+  }
+  for (int32_t i = split; i < count; i += V::kLanes) {
+    V::Store(to + i, LoadFloats<V>(from + i, count - i));
+  }
+}
+
+// SplitRow's inverse, without its zeros.
+template <typename V>
+void JoinRow(const float* from, float* to, int32_t count) {
+  const int32_t split = SplitCount<V>(count);
+  for (int32_t run = 0; run < split; run += 2 * V::kLanes) {
+    for (int32_t i = 0; i < V::kLanes; i += 4) {
+      std::memcpy(to + run + 2 * i, from + run + i, sizeof(float) * 4);
+      std::memcpy(to + run + 2 * i + 4, from + run + V::kLanes + i, sizeof(float) * 4);
+    }
+  }
+  std::memcpy(to + split, from + split, sizeof(float) * static_cast<size_t>(count - split));
+}
+
+template <typename V, DType D>
+void StageRowAs(bool split, const std::byte* from, float* to, int32_t count) {
+  int32_t i = 0;
+  if (split) {
+    for (const int32_t end = SplitCount<V>(count); i < end; i += 2 * V::kLanes) {
+      V::Store(to + i, LoadVec<V, D, 2>(from + i * kBytes<D>, 0));
+      V::Store(to + i + V::kLanes, LoadVec<V, D, 2>(from + i * kBytes<D>, 1));
+    }
+  }
+  for (; i < count; i += V::kLanes) {
+    V::Store(to + i, LoadSome<V, D>(from + i * kBytes<D>, count - i));
+  }
+}
+
+// `count` numbers of storage as float32, split or as they are, and zeros up to a whole vector.
+template <typename V>
+void StageRow(DType dtype, bool split, const std::byte* from, float* to, int32_t count) {
+  if (dtype == DType::kF32) return StageRowAs<V, DType::kF32>(split, from, to, count);
+  if (dtype == DType::kF16) return StageRowAs<V, DType::kF16>(split, from, to, count);
+  StageRowAs<V, DType::kBf16>(split, from, to, count);
 }
 
 // rope.h's formula for one head: x [dim], cos_sin [2][dim / 2].

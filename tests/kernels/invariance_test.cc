@@ -87,7 +87,10 @@ class Sequence {
 
 const Subject kSubjects[] = {
     {.dtype = DType::kBf16, .kv_heads = 2, .group = 4, .dim = 128},
+    {.dtype = DType::kBf16, .kv_heads = 8, .group = 1, .dim = 96},
+    {.dtype = DType::kBf16, .kv_heads = 4, .group = 2, .dim = 80, .window = 100, .sinks = 40},
     {.dtype = DType::kF16, .kv_heads = 1, .group = 7, .dim = 80},
+    {.dtype = DType::kF16, .kv_heads = 2, .group = 4, .dim = 128},
     {.dtype = DType::kF32, .kv_heads = 3, .group = 1, .dim = 20},
     {.dtype = DType::kBf16, .kv_heads = 1, .group = 80, .dim = 48, .rope_dim = 16},
     {.dtype = DType::kBf16, .kv_heads = 2, .group = 2, .window = 270, .sinks = 5},
