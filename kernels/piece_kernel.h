@@ -64,6 +64,9 @@ class PieceKernel {
   using F = typename V::F;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kRowBlock = 4;  // rows that share a load of keys or values
+  // Values are weighed in strips of kValueVecs vectors. Where they come from memory a strip goes
+  // over so many tokens only: the hardware's own streams follow 2 KiB, and miss over 8.
+  static constexpr int kValueTokens = 8;
 
   // What rows have gathered: maximum score, sum of weights, weighted sum of values.
   struct Rows {
@@ -325,11 +328,13 @@ class PieceKernel {
   // R rows that see the same tokens: each run of these in turn.
   template <DType D, int R>
   void ValuesOfRuns(int32_t row, int32_t first_row, int32_t tile, Rows to) {
+    const int32_t most = head_rows_ <= 2 * kRowBlock ? kValueTokens : kTileTokens;
     uint32_t left = visible_[tile][row];
     while (left != 0) {
       const int32_t begin = __builtin_ctz(left);
       const uint32_t beyond = ~(left >> begin);
-      const int32_t end = begin + (beyond == 0 ? kTileTokens - begin : __builtin_ctz(beyond));
+      const int32_t length = beyond == 0 ? kTileTokens - begin : __builtin_ctz(beyond);
+      const int32_t end = begin + (length < most ? length : most);
       const Run run{reader_.rows(),
                     begin,
                     end,
