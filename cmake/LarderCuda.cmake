@@ -9,7 +9,7 @@ if(LARDER_CUDA_ENABLE AND NOT LARDER_SANITIZE)
     find_program(CMAKE_CUDA_COMPILER nvcc PATHS /usr/local/cuda/bin /opt/cuda/bin)
   endif()
 endif()
-if(CMAKE_CUDA_COMPILER)
+if(LARDER_CUDA_ENABLE AND NOT LARDER_SANITIZE AND CMAKE_CUDA_COMPILER)
   # Code for Ampere and Hopper, and for what comes later PTX that the driver compiles.
   set(CMAKE_CUDA_ARCHITECTURES OFF)
   set(LARDER_CUDA_CODE
