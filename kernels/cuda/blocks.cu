@@ -1,5 +1,4 @@
 #include "kernels/cuda/blocks.h"
-
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/vectors.h"
 

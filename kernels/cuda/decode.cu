@@ -1,5 +1,4 @@
 #include "kernels/cuda/decode.h"
-
 #include "kernels/cuda/decode_variants.h"
 #include "kernels/cuda/group_merge.h"
 #include "kernels/cuda/mla_shape.h"
@@ -22,7 +21,8 @@ DecodeVariant VariantOf(const KvLayer& layer, int32_t q_heads) {
     if (layer.value_dim != layer.key_dim) return {};
     return bf16 ? DecodeBf16(layer, group) : DecodeF16(layer, group);
   }
-  if (layer.kv_heads != 1 || layer.key_dim != kLatentRowDim || layer.value_dim != kLatentDim) return {};
+  if (layer.kv_heads != 1 || layer.key_dim != kLatentRowDim || layer.value_dim != kLatentDim)
+    return {};
   return bf16 ? MlaBf16(group) : MlaF16(group);
 }
 

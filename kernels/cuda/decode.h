@@ -1,15 +1,17 @@
 // Decode attention on the GPU: one query token a row over K/V in blocks, MHA to MQA, and MLA. The
 // formula, windows, sinks and what a row sees are those of kernels/attention.h.
 //
-//   grid    one thread block a piece of the plan; above 16 heads a kv head, one for each 8 or 16 of them
-//   warp    16 keys at a time, from its own ring of stages: no barrier between warps until the end
+//   grid    one thread block a piece of the plan; above 16 heads a kv head, one for each 8 or 16 of
+//   them warp    16 keys at a time, from its own ring of stages: no barrier between warps until the
+//   end
 //           (MLA, whose rows are too long for that: tiles of 32 that the block shares)
 //   S^T = K Q^T and O^T += V^T P^T on tensor cores, keys the long side, heads the short one
 //
 // Thread safety: host functions that launch on `stream`; one workspace for each call under way.
 //
 // 1. Nothing but visible keys and values is read; no other contributes, not even a NaN.
-// 2. Scores and sums are float32, weights are rounded to the storage type before they meet the values.
+// 2. Scores and sums are float32, weights are rounded to the storage type before they meet the
+// values.
 // 3. The result depends on the row's pieces only (plan.h, rule 2), not on which block ends first.
 // 4. Nothing is allocated, nothing is waited for.
 #pragma once
@@ -39,10 +41,9 @@ constexpr DType DecodeQueryType(const KvLayer& layer) {
 }
 
 struct DecodeParams {
-  KvLayer layer;        // bf16 or f16. Heads: key_dim = value_dim, one of 16, 32, 64, 80, 96, 128,
-                        // 256. e4m3 or int8: the same but for 16, 32 and 80. Latent, bf16 or f16:
-                        // 512 + 64. Offsets and strides multiples of 16, like block addresses;
-                        // scales' of 4
+  KvLayer layer;        // bf16 or f16. Heads: key_dim = value_dim, one of 16, 32, 64, 80, 96,
+                        // 128, 256. e4m3 or int8: 64, 96, 128, 256. Latent, bf16 or f16: 512 + 64.
+                        // Offsets and strides multiples of 16, like block addresses; scales' of 4
   int32_t q_heads = 0;  // a multiple of layer.kv_heads
   float scale = 0;
   int32_t window = 0;  // as the plan was made for

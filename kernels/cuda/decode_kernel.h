@@ -7,12 +7,17 @@
 //   | 16 keys    16 values         |  -- V^T (d x 16) * P^T (16 x 8) --> O^T (d x 8 heads)
 //   +------------------------------+
 //
-// 1. Warp w takes the steps w, w + 4, w + 8 ... of the piece: 16 tokens each, from a multiple of 16 on.
-// 2. A step that was asked for kStages steps ago has arrived; scores, weights, values; then its stage is
+// 1. Warp w takes the steps w, w + 4, w + 8 ... of the piece: 16 tokens each, from a multiple of 16
+// on.
+// 2. A step that was asked for kStages steps ago has arrived; scores, weights, values; then its
+// stage is
 //    asked for anew. Lanes only wait for lanes of their own warp.
-// 3. In fragments a lane holds two heads, 2t and 2t + 1, of S^T and O^T alike, so a new maximum scales
-//    O without an exchange; P^T becomes the right side of a product by one transposition (movmatrix).
-// 4. The four warps' results meet in shared memory, then those of the group's pieces (group_merge.h).
+// 3. In fragments a lane holds two heads, 2t and 2t + 1, of S^T and O^T alike, so a new maximum
+// scales
+//    O without an exchange; P^T becomes the right side of a product by one transposition
+//    (movmatrix).
+// 4. The four warps' results meet in shared memory, then those of the group's pieces
+// (group_merge.h).
 //
 // Thread safety: device code.
 #pragma once
@@ -33,7 +38,8 @@ class DecodeWarp {
  public:
   using Shape = DecodeShape<kDim, kTiles>;
 
-  // Queries as right sides of products: lane 4g + t has head g's numbers 2t, 2t+1, 2t+8, 2t+9 of each 16.
+  // Queries as right sides of products: lane 4g + t has head g's numbers 2t, 2t+1, 2t+8, 2t+9 of
+  // each 16.
   __device__ void LoadQueries(const T* q, int heads) {
     const int lane = threadIdx.x % kWarpLanes;
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -159,8 +165,7 @@ class DecodeWarp {
       }
       Weigh(scores[tile], softmax_[tile], out_[tile]);
       for (int i = 0; i < 2; ++i) {
-        weights[tile][i] =
-            TransposeMatrix(Pack<T>(scores[tile][2 * i], scores[tile][2 * i + 1]));
+        weights[tile][i] = TransposeMatrix(Pack<T>(scores[tile][2 * i], scores[tile][2 * i + 1]));
       }
     }
     const std::byte* const values = stage + Shape::kStageBytes / 2 +
@@ -248,7 +253,8 @@ __global__ void __launch_bounds__(DecodeShape<kDim, kTiles>::kThreads)
   std::byte* const shared = DynamicShared();
 
   DecodeWarp<T, kDim, kTiles> mine;
-  mine.LoadQueries(static_cast<const T*>(p.q) + piece.row * p.q_stride + int64_t{head} * kDim, heads);
+  mine.LoadQueries(static_cast<const T*>(p.q) + piece.row * p.q_stride + int64_t{head} * kDim,
+                   heads);
   const KeyRows rows(p.layer, p.chunks[piece.chunk], piece, p.window, p.sinks);
   mine.Run(rows, piece, p.layer.value_offset_bytes - p.layer.key_offset_bytes, p.scale * kLog2E,
            shared + warp * Shape::kWarpBytes);

@@ -1,6 +1,5 @@
-#include "kernels/cuda/ops.h"
-
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/vectors.h"
 
 namespace larder::kernels::cuda {

@@ -1,5 +1,4 @@
 #include "kernels/cuda/prefill.h"
-
 #include "kernels/cuda/prefill_variants.h"
 
 namespace larder::kernels::cuda {

@@ -1,6 +1,5 @@
-#include "kernels/cuda/rows.h"
-
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/rows.h"
 #include "kernels/cuda/vectors.h"
 
 namespace larder::kernels::cuda {
@@ -31,11 +30,15 @@ cudaError_t Run(const CopyRowsParams& p, cudaStream_t stream) {
 template <typename From>
 cudaError_t RunFrom(const CopyRowsParams& p, cudaStream_t stream) {
   switch (p.to_type) {
-    case DType::kF32: return Run<From, float>(p, stream);
-    case DType::kF16: return Run<From, F16>(p, stream);
-    case DType::kBf16: return Run<From, Bf16>(p, stream);
+    case DType::kF32:
+      return Run<From, float>(p, stream);
+    case DType::kF16:
+      return Run<From, F16>(p, stream);
+    case DType::kBf16:
+      return Run<From, Bf16>(p, stream);
     case DType::kF8E4M3:
-    case DType::kI8: break;
+    case DType::kI8:
+      break;
   }
   return cudaErrorInvalidValue;
 }
@@ -47,11 +50,15 @@ cudaError_t CopyRows(const CopyRowsParams& p, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   switch (p.from_type) {
-    case DType::kF32: return RunFrom<float>(p, stream);
-    case DType::kF16: return RunFrom<F16>(p, stream);
-    case DType::kBf16: return RunFrom<Bf16>(p, stream);
+    case DType::kF32:
+      return RunFrom<float>(p, stream);
+    case DType::kF16:
+      return RunFrom<F16>(p, stream);
+    case DType::kBf16:
+      return RunFrom<Bf16>(p, stream);
     case DType::kF8E4M3:
-    case DType::kI8: break;
+    case DType::kI8:
+      break;
   }
   return cudaErrorInvalidValue;
 }

@@ -20,13 +20,13 @@ namespace larder::kernels::cuda {
 // Rounded to nearest, ties to even. cudaErrorInvalidValue: a shape that is not supported, nothing
 // launched.
 struct CopyRowsParams {
-  DType from_type = DType::kF32;       // not quantised, as to_type
-  const void* from = nullptr;          // device; overlaps nothing of `to`
-  int64_t from_stride = 0;             // numbers from a row to the next, a multiple of 4, or 0
-  const int32_t* indices = nullptr;    // device [rows], which rows of `from`; null: one after another
+  DType from_type = DType::kF32;     // not quantised, as to_type
+  const void* from = nullptr;        // device; overlaps nothing of `to`
+  int64_t from_stride = 0;           // numbers from a row to the next, a multiple of 4, or 0
+  const int32_t* indices = nullptr;  // device [rows], which rows of `from`; null: one after another
   DType to_type = DType::kF32;
-  void* to = nullptr;                  // device [rows][dim], written
-  int64_t to_stride = 0;               // numbers from a row to the next, a multiple of 4
+  void* to = nullptr;     // device [rows][dim], written
+  int64_t to_stride = 0;  // numbers from a row to the next, a multiple of 4
   int32_t rows = 0;
   int32_t dim = 0;  // a multiple of 4
 };

@@ -25,11 +25,14 @@ absl::Status CheckRange(const char* field, uint32_t value, uint32_t min, uint32_
 
 uint32_t ElementBytes(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return 4;
+    case DType::kF32:
+      return 4;
     case DType::kF16:
-    case DType::kBf16: return 2;
+    case DType::kBf16:
+      return 2;
     case DType::kF8E4M3:
-    case DType::kI8: return 1;
+    case DType::kI8:
+      return 1;
   }
   return 0;
 }
@@ -60,9 +63,9 @@ std::string CanonicalEncoding(const ModelSpec& spec) {
   for (const std::string* text : {&spec.name, &spec.weights_revision, &spec.lora, &spec.salt}) {
     Append(out, *text);
   }
-  for (uint32_t value : {spec.layers, spec.kv_heads, spec.head_dim, spec.mla_latent_dim,
-                         spec.mla_rope_dim, static_cast<uint32_t>(spec.dtype),
-                         spec.block_tokens, spec.shards}) {
+  for (uint32_t value :
+       {spec.layers, spec.kv_heads, spec.head_dim, spec.mla_latent_dim, spec.mla_rope_dim,
+        static_cast<uint32_t>(spec.dtype), spec.block_tokens, spec.shards}) {
     Append(out, value);
   }
   return out;
@@ -71,21 +74,19 @@ std::string CanonicalEncoding(const ModelSpec& spec) {
 absl::Status CheckGeometry(const ModelSpec& spec) {
   const bool mla = spec.mla_latent_dim != 0 || spec.mla_rope_dim != 0;
   const uint32_t attention_min = mla ? 0 : 1;
-  for (absl::Status status :
-       {CheckRange("layers", spec.layers, 1, 1024),
-        CheckRange("kv_heads", spec.kv_heads, attention_min, mla ? 0 : 1024),
-        CheckRange("head_dim", spec.head_dim, attention_min, mla ? 0 : 4096),
-        CheckRange("mla_latent_dim", spec.mla_latent_dim, mla ? 1 : 0, 8192),
-        CheckRange("mla_rope_dim", spec.mla_rope_dim, 0, 8192),
-        CheckRange("dtype", static_cast<uint32_t>(spec.dtype), 1, 5),
-        CheckRange("block_tokens", spec.block_tokens, 1, 1024),
-        CheckRange("shards", spec.shards, 1, kShardsMax)}) {
+  for (absl::Status status : {CheckRange("layers", spec.layers, 1, 1024),
+                              CheckRange("kv_heads", spec.kv_heads, attention_min, mla ? 0 : 1024),
+                              CheckRange("head_dim", spec.head_dim, attention_min, mla ? 0 : 4096),
+                              CheckRange("mla_latent_dim", spec.mla_latent_dim, mla ? 1 : 0, 8192),
+                              CheckRange("mla_rope_dim", spec.mla_rope_dim, 0, 8192),
+                              CheckRange("dtype", static_cast<uint32_t>(spec.dtype), 1, 5),
+                              CheckRange("block_tokens", spec.block_tokens, 1, 1024),
+                              CheckRange("shards", spec.shards, 1, kShardsMax)}) {
     if (!status.ok()) return status;
   }
   if (mla || spec.kv_heads % spec.shards == 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("spec.kv_heads: ", spec.kv_heads,
-                                                 " given, must be a multiple of shards, ",
-                                                 spec.shards));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "spec.kv_heads: ", spec.kv_heads, " given, must be a multiple of shards, ", spec.shards));
 }
 
 }  // namespace

@@ -36,8 +36,8 @@ struct DecodeShapeCase {
     std::string text = "{";
     const auto add = [&](auto x) { text += std::to_string(x) + ", "; };
     text += std::to_string(seed) + ", DType{" + std::to_string(static_cast<int>(dtype)) + "}, ";
-    for (const int32_t x : {kv_heads, group, dim, rope_dim, block_tokens, int32_t{token_major}, window,
-                            sinks, key_begin, key_end, piece_tokens, int32_t{out_f32}}) {
+    for (const int32_t x : {kv_heads, group, dim, rope_dim, block_tokens, int32_t{token_major},
+                            window, sinks, key_begin, key_end, piece_tokens, int32_t{out_f32}}) {
       add(x);
     }
     add(spread);
@@ -66,7 +66,8 @@ class DecodeCase {
         test_(s.rope_dim == 0
                   ? HeadsLayer(s.dtype, s.kv_heads, s.dim, s.block_tokens, s.token_major)
                   : LatentLayer(s.dtype, s.dim, s.rope_dim, s.block_tokens)),
-        kv_(test_, s.positions, [&](int32_t p, int32_t t) { return s.Visible(p, t); }, s.seed,
+        kv_(
+            test_, s.positions, [&](int32_t p, int32_t t) { return s.Visible(p, t); }, s.seed,
             s.spread) {
     const KvLayer& layer = test_.layer;
     params_.layer = layer;
@@ -109,8 +110,10 @@ class DecodeCase {
     const int bytes = kernels::BytesOf(shape_.QueryType());
     std::vector<std::byte> q(q_.size() * bytes);
     for (size_t i = 0; i < q_.size(); ++i) {
-      if (std::isnan(q_[i])) std::memset(&q[i * bytes], 0xff, bytes);
-      else kernels::testing::Encode(shape_.QueryType(), q_[i], &q[i * bytes]);
+      if (std::isnan(q_[i]))
+        std::memset(&q[i * bytes], 0xff, bytes);
+      else
+        kernels::testing::Encode(shape_.QueryType(), q_[i], &q[i * bytes]);
     }
     const DeviceArray<std::byte> device_q(q);
     p.q = device_q.data();
@@ -131,8 +134,10 @@ class DecodeCase {
       for (int64_t i = 0; i < p.out_stride; ++i) {
         const double x = kernels::testing::Decoded(
             p.out_dtype, &bits[(r * p.out_stride + i) * kernels::BytesOf(p.out_dtype)]);
-        if (i < values) result.out.push_back(x);
-        else Expect(std::isnan(x), "nothing is written between rows: " + shape_.Literal());
+        if (i < values)
+          result.out.push_back(x);
+        else
+          Expect(std::isnan(x), "nothing is written between rows: " + shape_.Literal());
       }
     }
     result.lse = lse.Host();
@@ -158,9 +163,14 @@ class DecodeCase {
       }
       for (int h = 0; h < p.q_heads; ++h) {
         const auto* const q = &q_[r * q_stride_ + int64_t{h} * p.layer.key_dim];
-        const kernels::testing::ReferenceQuery query{
-            {q, q + p.layer.key_dim}, sequence.position, h / shape_.group, p.scale, p.window, p.sinks,
-            shape_.key_begin, shape_.key_end};
+        const kernels::testing::ReferenceQuery query{{q, q + p.layer.key_dim},
+                                                     sequence.position,
+                                                     h / shape_.group,
+                                                     p.scale,
+                                                     p.window,
+                                                     p.sinks,
+                                                     shape_.key_begin,
+                                                     shape_.key_end};
         const auto expected = kernels::testing::Attention(query, sequence.keys, sequence.values);
         const auto size = kernels::testing::Attention(query, sequence.keys, magnitudes);
         const int64_t at = int64_t{r} * p.q_heads + h;
@@ -170,7 +180,8 @@ class DecodeCase {
         for (int i = 0; i < p.layer.value_dim; ++i) {
           double allowed = (rounding + 2e-6) * size.out[i] + absolute;
           if (!shape_.out_f32) allowed += rounding * std::abs(expected.out[i]);
-          worst = std::max(worst, Distance(expected.out[i], result.out[at * p.layer.value_dim + i]) / allowed);
+          worst = std::max(
+              worst, Distance(expected.out[i], result.out[at * p.layer.value_dim + i]) / allowed);
         }
         ExpectWithin(worst, 1, "out " + shape_.Literal());
         if (state.failures > 3) return;

@@ -1,6 +1,7 @@
-// Random keys and values of a batch of sequences in blocks of one device arena, for tests. Blocks lie
-// anywhere in the arena at multiples of 4 KiB. Every byte that holds no visible token is NaN, and the
-// table has null for blocks without one. A sequence's numbers depend on the seed and its index only.
+// Random keys and values of a batch of sequences in blocks of one device arena, for tests. Blocks
+// lie anywhere in the arena at multiples of 4 KiB. Every byte that holds no visible token is NaN,
+// and the table has null for blocks without one. A sequence's numbers depend on the seed and its
+// index only.
 //
 // Thread safety: none.
 #pragma once
@@ -30,7 +31,8 @@ struct TestLayer {
   int64_t block_bytes = 0;
 };
 
-// The second of two layers. `token_major`: a token's heads beside each other, as other engines have it.
+// The second of two layers. `token_major`: a token's heads beside each other, as other engines have
+// it.
 inline TestLayer HeadsLayer(DType dtype, int32_t kv_heads, int32_t dim, int32_t block_tokens,
                             bool token_major = false) {
   const kernels::HeadGeometry geometry{dtype, 2, kv_heads, dim, block_tokens};
@@ -42,7 +44,8 @@ inline TestLayer HeadsLayer(DType dtype, int32_t kv_heads, int32_t dim, int32_t 
   return test;
 }
 
-inline TestLayer LatentLayer(DType dtype, int32_t latent_dim, int32_t rope_dim, int32_t block_tokens) {
+inline TestLayer LatentLayer(DType dtype, int32_t latent_dim, int32_t rope_dim,
+                             int32_t block_tokens) {
   const kernels::LatentGeometry geometry{dtype, 2, latent_dim, rope_dim, block_tokens};
   return {kernels::LayerOf(geometry, 1), kernels::BlockBytes(geometry)};
 }
@@ -57,11 +60,12 @@ class DeviceKv {
  public:
   using IsVisible = std::function<bool(int32_t position, int32_t token)>;
 
-  DeviceKv(const TestLayer& test, const std::vector<int32_t>& positions, const IsVisible& is_visible,
-           uint32_t seed, double spread = 1)
+  DeviceKv(const TestLayer& test, const std::vector<int32_t>& positions,
+           const IsVisible& is_visible, uint32_t seed, double spread = 1)
       : layer_(test.layer) {
     std::mt19937 random(seed);
-    const int64_t slot_bytes = (test.block_bytes + kGranuleBytes - 1) / kGranuleBytes * kGranuleBytes;
+    const int64_t slot_bytes =
+        (test.block_bytes + kGranuleBytes - 1) / kGranuleBytes * kGranuleBytes;
     std::vector<int64_t> table;
     std::vector<size_t> tables;
     int64_t blocks = 0;
@@ -93,7 +97,8 @@ class DeviceKv {
     }
     arena_ = std::make_unique<DeviceArray<std::byte>>(host);
     std::vector<std::byte*> pointers(blocks);
-    for (int64_t i = 0; i < blocks; ++i) pointers[i] = used[i] ? arena_->data() + table[i] : nullptr;
+    for (int64_t i = 0; i < blocks; ++i)
+      pointers[i] = used[i] ? arena_->data() + table[i] : nullptr;
     table_ = std::make_unique<DeviceArray<std::byte*>>(pointers);
     std::vector<SequenceChunk> chunks;
     for (size_t s = 0; s < positions.size(); ++s) {
@@ -106,8 +111,10 @@ class DeviceKv {
   const SequenceChunk* chunks() const { return chunks_->data(); }
 
  private:
-  // A token's key and value: in the block if visible, else only in the reference, where nobody reads it.
-  void AddToken(std::byte* block, int32_t token, bool visible, std::mt19937& random, double spread) {
+  // A token's key and value: in the block if visible, else only in the reference, where nobody
+  // reads it.
+  void AddToken(std::byte* block, int32_t token, bool visible, std::mt19937& random,
+                double spread) {
     std::normal_distribution<double> normal(0, spread);
     TestSequence& sequence = sequences_.back();
     sequence.keys.emplace_back(layer_.kv_heads);
@@ -121,7 +128,8 @@ class DeviceKv {
                             std::vector<double>& row) {
         std::vector<float> numbers(dim);
         // Rows of codes differ in size by 2^8, so that a scale of another row shows.
-        const double size = IsQuantised(layer_.dtype) ? std::ldexp(1, static_cast<int>(random() % 9) - 6) : 1;
+        const double size =
+            IsQuantised(layer_.dtype) ? std::ldexp(1, static_cast<int>(random() % 9) - 6) : 1;
         for (float& x : numbers) x = static_cast<float>(normal(random) * size);
         const double scale = kernels::testing::RowScale(layer_.dtype, numbers);
         row.resize(dim);

@@ -1,8 +1,7 @@
 // CopyRows between all pairs of types: looked up, repeated, rounded, and nothing between rows.
-#include "kernels/cuda/rows.h"
-
 #include <algorithm>
 
+#include "kernels/cuda/rows.h"
 #include "tests/gpu/check.h"
 #include "tests/kernels/reference.h"
 
@@ -68,9 +67,13 @@ void CopiesBetweenTypes(uint32_t seed) {
   for (const DType from : kTypes) {
     for (const DType to : kTypes) {
       for (const int32_t dim : {4, 64, 1028, 2052}) {
-        Copies(random, from, to, {.source_rows = 7, .from_stride = dim + 8, .looked_up = true, .rows = 9, .dim = dim});
-        Copies(random, from, to, {.source_rows = 5, .from_stride = dim, .looked_up = false, .rows = 5, .dim = dim});
-        Copies(random, from, to, {.source_rows = 1, .from_stride = 0, .looked_up = false, .rows = 6, .dim = dim});
+        Copies(
+            random, from, to,
+            {.source_rows = 7, .from_stride = dim + 8, .looked_up = true, .rows = 9, .dim = dim});
+        Copies(random, from, to,
+               {.source_rows = 5, .from_stride = dim, .looked_up = false, .rows = 5, .dim = dim});
+        Copies(random, from, to,
+               {.source_rows = 1, .from_stride = 0, .looked_up = false, .rows = 6, .dim = dim});
       }
     }
   }

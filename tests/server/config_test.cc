@@ -58,14 +58,26 @@ TEST(Config, Standards) {
 }
 
 TEST(Config, Flags) {
-  const CommandLine result =
-      Parse({"--listen=unix:/tmp/a.sock", "--listen", "127.0.0.1:0", "--socket-mode=600",
-             "--gpu=emulated", "--gpu-bytes=64MiB", "--gpu-ranks=4", "--host-bytes=1048577",
-             "--nvme-dir=/data",
-             "--nvme-bytes=2GiB", "--nvme-write-limit=200MiB", "--nvme-write-limit-day=2TiB",
-             "--low-water=10%", "--metrics=127.0.0.1:9600",
-             "--drain-timeout=1m30s", "--log-level=debug", "--log-json", "--prefault-threads=3",
-             "--models-max=7", "--huge-pages=false"});
+  const CommandLine result = Parse({"--listen=unix:/tmp/a.sock",
+                                    "--listen",
+                                    "127.0.0.1:0",
+                                    "--socket-mode=600",
+                                    "--gpu=emulated",
+                                    "--gpu-bytes=64MiB",
+                                    "--gpu-ranks=4",
+                                    "--host-bytes=1048577",
+                                    "--nvme-dir=/data",
+                                    "--nvme-bytes=2GiB",
+                                    "--nvme-write-limit=200MiB",
+                                    "--nvme-write-limit-day=2TiB",
+                                    "--low-water=10%",
+                                    "--metrics=127.0.0.1:9600",
+                                    "--drain-timeout=1m30s",
+                                    "--log-level=debug",
+                                    "--log-json",
+                                    "--prefault-threads=3",
+                                    "--models-max=7",
+                                    "--huge-pages=false"});
   ASSERT_TRUE(result.config.has_value()) << result.err;
   const Config& config = *result.config;
   EXPECT_EQ(config.listen, (std::vector<std::string>{"unix:/tmp/a.sock", "127.0.0.1:0"}));
@@ -193,12 +205,11 @@ TEST(Config, HelpNamesEverySetting) {
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_EQ(result.err, "");
   for (const char* part :
-       {"--listen",          "LARDER_LISTEN", "--insecure-tcp", "--socket-mode",
-        "--handover-socket", "--gpu",         "--gpu-bytes",    "--gpu-ranks",   "--host-bytes",
-        "--gpu-reserve",
-        "--nvme-dir",        "--nvme-bytes",  "--low-water",    "--metrics",
-        "--drain-timeout",   "--log-level",   "--log-json",     "--prefault-threads",
-        "--models-max",      "--version",     "[1GiB]",         "Example:"}) {
+       {"--listen",    "LARDER_LISTEN", "--insecure-tcp",     "--socket-mode", "--handover-socket",
+        "--gpu",       "--gpu-bytes",   "--gpu-ranks",        "--host-bytes",  "--gpu-reserve",
+        "--nvme-dir",  "--nvme-bytes",  "--low-water",        "--metrics",     "--drain-timeout",
+        "--log-level", "--log-json",    "--prefault-threads", "--models-max",  "--version",
+        "[1GiB]",      "Example:"}) {
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
   }
 }

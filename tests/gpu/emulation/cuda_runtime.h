@@ -27,12 +27,24 @@
 #define __align__(n) alignas(n)
 
 // ---- Vector types, as large and as aligned as CUDA's.
-struct alignas(8) int2 { int x, y; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -62,22 +74,42 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
 template <typename T>
-T __ldg(const T* from) { return *from; }
+T __ldg(const T* from) {
+  return *from;
+}
 template <typename T>
-T __ldcg(const T* from) { return *from; }
+T __ldcg(const T* from) {
+  return *from;
+}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __syncthreads() { larder::emulation::BlockBarrier(0, 0); }
 
 // A fiber is left only where it waits, so plain reads and writes are atomic.
 template <typename T>
-T atomicAdd(T* at, T x) { const T old = *at; *at = old + x; return old; }
+T atomicAdd(T* at, T x) {
+  const T old = *at;
+  *at = old + x;
+  return old;
+}
 template <typename T>
-T atomicMax(T* at, T x) { const T old = *at; *at = std::max(old, x); return old; }
+T atomicMax(T* at, T x) {
+  const T old = *at;
+  *at = std::max(old, x);
+  return old;
+}
 template <typename T>
-T atomicExch(T* at, T x) { const T old = *at; *at = x; return old; }
+T atomicExch(T* at, T x) {
+  const T old = *at;
+  *at = x;
+  return old;
+}
 template <typename T>
-T atomicCAS(T* at, T expected, T x) { const T old = *at; if (old == expected) *at = x; return old; }
+T atomicCAS(T* at, T expected, T x) {
+  const T old = *at;
+  if (old == expected) *at = x;
+  return old;
+}
 // Counts up to `last` and then starts at 0 again.
 inline unsigned atomicInc(unsigned* at, unsigned last) {
   const unsigned old = *at;
@@ -89,9 +121,8 @@ inline unsigned atomicInc(unsigned* at, unsigned last) {
 inline void __syncwarp(unsigned mask = 0xffffffffu) { larder::emulation::WarpBarrier(mask); }
 template <typename T>
 T __shfl_sync(unsigned mask, T x, int lane, int width = 32) {
-  return larder::emulation::Shuffle(mask, x, width, [lane](int self, int w) {
-    return (self & ~(w - 1)) | (lane & (w - 1));
-  });
+  return larder::emulation::Shuffle(
+      mask, x, width, [lane](int self, int w) { return (self & ~(w - 1)) | (lane & (w - 1)); });
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T x, int bits, int width = 32) {
@@ -119,16 +150,23 @@ inline bool __all_sync(unsigned mask, bool x) { return larder::emulation::Ballot
 // ---- The runtime.
 using cudaStream_t = struct LarderEmulatedStream*;
 enum cudaError_t {
-  cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2,
-  cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100
 };
 enum cudaMemcpyKind {
-  cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice,
+  cudaMemcpyHostToHost,
+  cudaMemcpyHostToDevice,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault
 };
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error"
-         : error == cudaErrorInvalidValue ? "invalid argument" : "out of memory";
+  return error == cudaSuccess             ? "no error"
+         : error == cudaErrorInvalidValue ? "invalid argument"
+                                          : "out of memory";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
@@ -142,7 +180,10 @@ cudaError_t cudaMalloc(T** to, size_t bytes) {
   *to = static_cast<T*>(got);
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* p) { std::free(p); return cudaSuccess; }
+inline cudaError_t cudaFree(void* p) {
+  std::free(p);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
   if (bytes != 0) std::memcpy(to, from, bytes);
   return cudaSuccess;
