@@ -17,7 +17,8 @@
 //
 // Invariants:
 //   1. The tokens of a result depend on the request and the model alone: not on the cache, its
-//      loss, the other requests or the chunk size.
+//      loss, the other requests or the chunk size. On CUDA that holds but for tokens that are nearly
+//      tied (transformer.h, invariant 1), and there is no cache.
 //   2. No request fails because of the cache. What it does not give is computed; what it does
 //      not take is kept in the worker's own pool.
 //   3. A request in the batch always has room: it is admitted when the pool could hold all its
@@ -64,7 +65,7 @@ class Engine {
  public:
   // `transformer` outlives the engine and is used by nobody else meanwhile. With a cache, measures
   // the prefill rate first: three chunks' work. INVALID_ARGUMENT naming the option, its value and
-  // the bound.
+  // the bound; UNIMPLEMENTED for a cache on CUDA.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Transformer& transformer,
                                                         EngineOptions options);
   ~Engine();
