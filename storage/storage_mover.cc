@@ -75,6 +75,7 @@ class StorageMover::Impl {
   void StartNvme(const MoveJob& job);
   void FinishNvme(const MoveJob& job, absl::Status status);
   void Finish(MoveId id, absl::Status status);
+  void Forget(size_t jobs);
   void AddPieces(const MoveJob& job, Copier::Batch& batch) const;
 
   Options options_;  // constant after construction
@@ -249,12 +250,15 @@ void StorageMover::Impl::StartCopies(Copies copies) {
   Copier::Batch batch;
   for (const MoveJob& job : copies.jobs) AddPieces(job, batch);
   auto done = [this, pair, jobs = std::move(copies.jobs)](const absl::Status& status) {
+    // Whoever waited first: what is handed over meanwhile may still be ahead of what comes next. A
+    // device has another batch to go on with.
+    for (const MoveJob& job : jobs) done_(job.id, status);
     {
       absl::MutexLock lock(&mu_);
       --copies_[pair];
     }
-    PumpCopies();  // the device first, as in FinishNvme
-    for (const MoveJob& job : jobs) Finish(job.id, status);
+    PumpCopies();
+    Forget(jobs.size());
   };
   options_.copier->Copy(pair == kHostToGpu ? Copier::Direction::kToGpu : Copier::Direction::kToHost,
                         std::move(batch), std::move(done));
@@ -312,8 +316,14 @@ void StorageMover::Impl::FinishNvme(const MoveJob& job, absl::Status status) {
 
 void StorageMover::Impl::Finish(MoveId id, absl::Status status) {
   done_(id, std::move(status));
+  Forget(1);
+}
+
+// The last that is done with the mover, which may be gone when it returns.
+void StorageMover::Impl::Forget(size_t jobs) {
   absl::MutexLock lock(&mu_);
-  if (--unfinished_ == 0) idle_.SignalAll();
+  unfinished_ -= jobs;
+  if (unfinished_ == 0) idle_.SignalAll();
 }
 
 bool StorageMover::Impl::Drain(absl::Time deadline) {

@@ -105,6 +105,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Transformer& transformer,
   if (options.chunk_tokens == 0 || options.chunk_tokens > rows - options.sequences_max) {
     return OutOfRange("chunk_tokens", options.chunk_tokens, 1, rows - options.sequences_max);
   }
+  if (options.cache.has_value() && transformer.options().device == Device::kCuda) {
+    return absl::UnimplementedError(
+        "cache: a larderd's blocks are read where they lie, in the host's memory; with device cuda "
+        "allowed: none");
+  }
   absl::StatusOr<std::unique_ptr<BlockPool>> pool = BlockPool::Create(
       transformer.block_memory(), options.pool_bytes, transformer.geometry().BlockBytes());
   if (!pool.ok()) return pool.status();

@@ -123,7 +123,7 @@ TEST_F(KvBlocksTest, WhatIsNotMappedIsNotPublished) {
   v1::ReserveResponse answer;
   for (uint32_t position : {1, 2}) {
     *answer.add_runs() = FakeDaemon::HostRun(position, {0});
-    answer.mutable_runs()->rbegin()->set_arena(5);
+    answer.mutable_runs()->rbegin()->set_arena(9);
   }
   daemon_.fake().AnswerReserve(answer);
   blocks.Grow(12, 12);
