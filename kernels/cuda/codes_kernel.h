@@ -176,10 +176,12 @@ class CodesWarp {
       const int token = chunk / kRowChunks;
       const int column = chunk % kRowChunks * 16;
       const unsigned long long key = __shfl_sync(kAllLanes, address, token);
-      const auto* const from = reinterpret_cast<const std::byte*>(key) + column;
+      // Sums of integers: what is not visible has no address to add to.
+      const unsigned long long from = key + column;
       std::byte* const to = stage + token * Shape::kRowBytes + column;
-      CopyAsync16(to, from, key != 0);
-      CopyAsync16(to + Shape::kRowsBytes, from + value_delta, key != 0);
+      CopyAsync16(to, reinterpret_cast<const std::byte*>(from), key != 0);
+      CopyAsync16(to + Shape::kRowsBytes, reinterpret_cast<const std::byte*>(from + value_delta),
+                  key != 0);
     }
     Scales(stage)[Lane()] = row.scale;
   }

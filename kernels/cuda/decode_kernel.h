@@ -139,10 +139,12 @@ class DecodeWarp {
       const int token = chunk / kRowChunks;
       const int column = chunk % kRowChunks * 16;
       const unsigned long long row = __shfl_sync(kAllLanes, address, token);
-      const auto* const from = reinterpret_cast<const std::byte*>(row) + column;
+      // Sums of integers: what is not visible has no address to add to.
+      const unsigned long long from = row + column;
       std::byte* const to = stage + token * Shape::kRowBytes + column;
-      CopyAsync16(to, from, row != 0);
-      CopyAsync16(to + Shape::kStageBytes / 2, from + value_delta, row != 0);
+      CopyAsync16(to, reinterpret_cast<const std::byte*>(from), row != 0);
+      CopyAsync16(to + Shape::kStageBytes / 2,
+                  reinterpret_cast<const std::byte*>(from + value_delta), row != 0);
     }
   }
 

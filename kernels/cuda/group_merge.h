@@ -36,9 +36,11 @@ __host__ __device__ inline DecodeWorkspace WorkspaceOf(const DecodeParams& p) {
   const size_t log_sum_bytes = rounded(p.plan.slots * heads * sizeof(float));
   w.bytes =
       w.counter_bytes + log_sum_bytes + p.plan.slots * heads * p.layer.value_dim * sizeof(float);
-  w.counters = reinterpret_cast<unsigned*>(p.workspace);
-  w.log_sums = reinterpret_cast<float*>(p.workspace + w.counter_bytes);
-  w.outs = reinterpret_cast<float*>(p.workspace + w.counter_bytes + log_sum_bytes);
+  // Whoever asks for the size has no workspace yet.
+  const auto base = reinterpret_cast<unsigned long long>(p.workspace);
+  w.counters = reinterpret_cast<unsigned*>(base);
+  w.log_sums = reinterpret_cast<float*>(base + w.counter_bytes);
+  w.outs = reinterpret_cast<float*>(base + w.counter_bytes + log_sum_bytes);
   return w;
 }
 

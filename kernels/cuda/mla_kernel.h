@@ -142,7 +142,7 @@ class MlaWarp {
       const int column = i % kRowChunks * 16;
       const unsigned long long from = __shfl_sync(kAllLanes, address, row);
       CopyAsync16(to + row * Shape::kRowBytes + column,
-                  reinterpret_cast<const std::byte*>(from) + column, from != 0);
+                  reinterpret_cast<const std::byte*>(from + column), from != 0);
     }
   }
 

@@ -83,10 +83,13 @@ class PrefillFetcher {
       const int chunk = i * Shape::kThreads + static_cast<int>(threadIdx.x);
       const int key = chunk / kChunks;
       const int column = chunk % kChunks * 16;
-      const std::byte* const from = addresses_.of[slot][key];
+      const auto row = reinterpret_cast<unsigned long long>(addresses_.of[slot][key]);
+      // Sums of integers: what is not visible has no address to add to.
+      const unsigned long long from = row + column;
       std::byte* const to = stage + key * Shape::kRowBytes + column;
-      CopyAsync16(to, from + column, from != nullptr);
-      CopyAsync16(to + Shape::kHalfStageBytes, from + column + value_delta, from != nullptr);
+      CopyAsync16(to, reinterpret_cast<const std::byte*>(from), row != 0);
+      CopyAsync16(to + Shape::kHalfStageBytes,
+                  reinterpret_cast<const std::byte*>(from + value_delta), row != 0);
     }
     CopyAsyncCommit();
   }

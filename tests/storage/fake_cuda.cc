@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -173,6 +174,9 @@ class Fake {
   std::map<const char*, size_t> registered;
   int streams = 0;
   int events = 0;
+  // Streams and events that exist. A caller that abandons a device leaves them to the driver, so
+  // they are no leak.
+  std::set<const void*> handles;
   long copies = 0;
   long pageable_copies = 0;
 };
@@ -463,6 +467,7 @@ int cuStreamCreate(CUstream_st** stream, unsigned flags) {
   (*stream)->stream->device = call.device();
   std::thread(RunStream, (*stream)->stream).detach();
   call.fake.streams += 1;
+  call.fake.handles.insert(*stream);
   return kOk;
 }
 
@@ -473,6 +478,7 @@ int cuStreamDestroy_v2(CUstream_st* stream) {
   stream->stream->closing = true;
   call.fake.changed.notify_all();
   call.fake.streams -= 1;
+  call.fake.handles.erase(stream);
   delete stream;
   return kOk;
 }
@@ -497,6 +503,7 @@ int cuEventCreate(CUevent_st** event, unsigned flags) {
   *event = new CUevent_st{std::make_shared<Event>()};
   (*event)->event->device = call.device();
   call.fake.events += 1;
+  call.fake.handles.insert(*event);
   return kOk;
 }
 
@@ -504,6 +511,7 @@ int cuEventDestroy_v2(CUevent_st* event) {
   Call call("cuEventDestroy", false);
   if (call.code != 0) return call.code;
   call.fake.events -= 1;
+  call.fake.handles.erase(event);
   delete event;
   return kOk;
 }
