@@ -117,6 +117,7 @@ class Fake {
     memories.clear();
     registered.clear();
     streams = events = 0;
+    ++generation;
     copies = pageable_copies = 0;
     changed.notify_all();
   }
@@ -177,6 +178,7 @@ class Fake {
   // Streams and events that exist. A caller that abandons a device leaves them to the driver, so
   // they are no leak.
   std::set<const void*> handles;
+  uint64_t generation = 0;  // of resets: what a stream had queued before one is not done any more
   long copies = 0;
   long pageable_copies = 0;
 };
@@ -227,22 +229,24 @@ void RunStream(const std::shared_ptr<Stream>& stream) {
 int EnqueueCopy(Call& call, bool up, Pointer device, char* host, size_t bytes, CUstream_st* on) {
   size_t offset = 0;
   if (on == nullptr || call.fake.Find(device, bytes, &offset) == nullptr) return kInvalidValue;
-  on->stream->work.push_back([up, device, host, bytes, gpu = on->stream->device] {
-    Fake& fake = TheFake();
-    std::shared_ptr<Memory> memory;
-    size_t at = 0;
-    {
-      const std::lock_guard lock(fake.mu);
-      CUctx_st& context = fake.contexts[gpu];
-      memory = fake.Find(device, bytes, &at);
-      if (context.sticky == 0) context.sticky = static_cast<int>(fake.Get("copy", 0));
-      if (context.sticky == 0 && memory == nullptr) context.sticky = kIllegalAddress;
-      if (context.sticky != 0) return;
-      ++fake.copies;
-      fake.pageable_copies += !fake.Registered(host, bytes);
-    }
-    std::memcpy(up ? memory->host + at : host, up ? host : memory->host + at, bytes);
-  });
+  on->stream->work.push_back(
+      [up, device, host, bytes, gpu = on->stream->device, generation = call.fake.generation] {
+        Fake& fake = TheFake();
+        std::shared_ptr<Memory> memory;
+        size_t at = 0;
+        {
+          const std::lock_guard lock(fake.mu);
+          if (generation != fake.generation) return;
+          CUctx_st& context = fake.contexts[gpu];
+          memory = fake.Find(device, bytes, &at);
+          if (context.sticky == 0) context.sticky = static_cast<int>(fake.Get("copy", 0));
+          if (context.sticky == 0 && memory == nullptr) context.sticky = kIllegalAddress;
+          if (context.sticky != 0) return;
+          ++fake.copies;
+          fake.pageable_copies += !fake.Registered(host, bytes);
+        }
+        std::memcpy(up ? memory->host + at : host, up ? host : memory->host + at, bytes);
+      });
   call.fake.changed.notify_all();
   return kOk;
 }
