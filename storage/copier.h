@@ -50,6 +50,10 @@ class Copier {
 
   // All of a batch has arrived, or DoneFn tells why some has not.
   virtual void Copy(Direction direction, Batch batch, DoneFn done) = 0;
+
+  // The end is near: no batch follows, and each that was handed over is done in bounded time, also
+  // where a device hangs. Does not wait.
+  virtual void Stop() {}
 };
 
 // Copies with CopyBlock in `threads` threads, one batch each.

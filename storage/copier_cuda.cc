@@ -47,6 +47,10 @@ absl::StatusOr<std::unique_ptr<CudaCopier>> CudaCopier::Start(Options options) {
 
 CudaCopier::~CudaCopier() = default;
 
+void CudaCopier::Stop() {
+  for (const std::unique_ptr<CudaCopyEngine>& engine : engines_) engine->Stop();
+}
+
 void CudaCopier::Lose(const absl::Status& why) {
   {
     absl::MutexLock lock(&mu_);

@@ -42,6 +42,7 @@ class CudaCopier final : public Copier {
   }
   absl::Status health() const override ABSL_LOCKS_EXCLUDED(mu_);
   void Copy(Direction direction, Batch batch, DoneFn done) override;
+  void Stop() override;
 
  private:
   explicit CudaCopier(LostFn on_lost) : on_lost_(std::move(on_lost)) {}

@@ -27,15 +27,17 @@ CudaOr<std::unique_ptr<CudaCopyEngine>> CudaCopyEngine::Start(std::shared_ptr<Cu
 }
 
 CudaCopyEngine::~CudaCopyEngine() {
-  if (thread_.joinable()) {
-    {
-      const std::lock_guard lock(mu_);
-      stopping_ = true;
-    }
-    changed_.notify_one();
-    thread_.join();
-  }
+  Stop();
+  if (thread_.joinable()) thread_.join();
   CloseLanes();
+}
+
+void CudaCopyEngine::Stop() {
+  {
+    const std::lock_guard lock(mu_);
+    stopping_ = true;
+  }
+  changed_.notify_one();
 }
 
 CudaStatus CudaCopyEngine::OpenLanes() {

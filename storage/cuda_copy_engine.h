@@ -19,7 +19,8 @@
 //      copies. What is queued or handed over from then on fails at once. on_lost is called before
 //      the first batch fails, once.
 //   4. A device that does nothing for stall_limit is lost as well. Batches to it fail; batches to
-//      host that are with the device already do not end, since it may write their memory yet.
+//      host that are with the device already do not end before Stop, since it may write their
+//      memory yet.
 #pragma once
 
 #include <array>
@@ -58,14 +59,16 @@ class CudaCopyEngine {
   static CudaOr<std::unique_ptr<CudaCopyEngine>> Start(std::shared_ptr<CudaDevice> device,
                                                        Options options);
 
-  // Batches that are queued fail, those with the device are waited for, at most stall_limit.
-  // Then they fail too, and the device is abandoned.
-  ~CudaCopyEngine();
+  ~CudaCopyEngine();  // stops, and waits for it
   CudaCopyEngine(const CudaCopyEngine&) = delete;
   CudaCopyEngine& operator=(const CudaCopyEngine&) = delete;
 
   // Queues a batch. Its memory belongs to the engine until DoneFn is called.
   void Copy(Direction direction, Batch batch, DoneFn done);
+
+  // Batches that are queued fail, those with the device are waited for, at most stall_limit.
+  // Then they fail too, and the device is abandoned. Does not wait; no batch may follow.
+  void Stop();
 
   // Neighbours that lie one behind the other on both sides become one copy: each costs the
   // driver microseconds, whatever its size.

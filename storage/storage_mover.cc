@@ -107,6 +107,7 @@ StorageMover::Impl::~Impl() {
   for (const MoveId id : cancelled) {
     Finish(id, absl::CancelledError("move: the mover stops before it started"));
   }
+  options_.copier->Stop();  // or a device that hangs would be waited for for ever
   absl::MutexLock lock(&mu_);
   while (unfinished_ > 0) idle_.Wait(&mu_);
 }

@@ -108,8 +108,11 @@ class Fake {
  public:
   Fake() { Reset(); }
 
+  // Returns when no copy of before touches anybody's memory any more.
   void Reset() {
-    const std::lock_guard lock(mu);
+    std::unique_lock lock(mu);
+    ++generation;
+    changed.wait(lock, [this] { return copying == 0; });
     settings.clear();
     const char* const text = std::getenv("FAKE_CUDA");
     Parse(text == nullptr ? "" : text);
@@ -117,8 +120,7 @@ class Fake {
     memories.clear();
     registered.clear();
     streams = events = 0;
-    ++generation;
-    copies = pageable_copies = 0;
+    asked = copies = pageable_copies = 0;
     changed.notify_all();
   }
   void Parse(const std::string& text) {
@@ -179,6 +181,8 @@ class Fake {
   // they are no leak.
   std::set<const void*> handles;
   uint64_t generation = 0;  // of resets: what a stream had queued before one is not done any more
+  int copying = 0;
+  long asked = 0;
   long copies = 0;
   long pageable_copies = 0;
 };
@@ -242,11 +246,16 @@ int EnqueueCopy(Call& call, bool up, Pointer device, char* host, size_t bytes, C
           if (context.sticky == 0) context.sticky = static_cast<int>(fake.Get("copy", 0));
           if (context.sticky == 0 && memory == nullptr) context.sticky = kIllegalAddress;
           if (context.sticky != 0) return;
+          ++fake.copying;
           ++fake.copies;
           fake.pageable_copies += !fake.Registered(host, bytes);
         }
         std::memcpy(up ? memory->host + at : host, up ? host : memory->host + at, bytes);
+        const std::lock_guard lock(fake.mu);
+        --fake.copying;
+        fake.changed.notify_all();
       });
+  ++call.fake.asked;
   call.fake.changed.notify_all();
   return kOk;
 }
@@ -267,6 +276,7 @@ FakeCudaCounts FakeCudaCount() {
   counts.registrations = static_cast<int>(fake.registered.size());
   counts.streams = fake.streams;
   counts.events = fake.events;
+  counts.asked = fake.asked;
   counts.copies = fake.copies;
   counts.pageable_copies = fake.pageable_copies;
   return counts;

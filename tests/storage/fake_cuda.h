@@ -30,6 +30,7 @@ struct FakeCudaCounts {
   int registrations;  // of host memory
   int streams;
   int events;
+  long asked;            // copies that were handed to a stream
   long copies;           // done
   long pageable_copies;  // of these from or to host memory that is not registered
 };

@@ -28,12 +28,16 @@ class StorageMoverCudaTest : public ::testing::Test {
     FakeCudaReset();
     FakeCudaSet("devices=2");
     host_ = *Arena::Create({"host", kTierBytes, false, 0});
-    CudaCopier::Options options;
     for (const char* which : {"0", "1"}) {
       devices_.push_back(OpenDevice(which));
       gpus_.push_back(*CudaArena::Create(devices_.back(), kTierBytes, 0));
     }
     registration_ = std::make_unique<CudaRegistration>(devices_[0], *host_);
+    Start({});
+  }
+  // In the place of what runs.
+  void Start(CudaCopier::Options options) {
+    mover_.reset();
     options.devices = devices_;
     options.on_lost = [this](const absl::Status& why) {
       EXPECT_TRUE(absl::IsUnavailable(why));
@@ -180,11 +184,27 @@ TEST_F(StorageMoverCudaTest, ALostDeviceFailsEverythingCleanly) {
 TEST_F(StorageMoverCudaTest, TheEndCancelsWhatHasNotStarted) {
   FakeCudaSet("hold=1");
   for (MoveId i = 0; i < 60; ++i) ASSERT_TRUE(mover_->Submit(Up(i, i, i)).ok());
+  while (FakeCudaCount().asked == 0) std::this_thread::yield();  // the first has started
   std::thread end([this] { mover_.reset(); });
   EXPECT_TRUE(absl::IsCancelled(Wait(59)));
   FakeCudaSet("hold=0");
   end.join();
   EXPECT_TRUE(Wait(0).ok());
+}
+
+// A copy to host that is with a device that hangs has no end of its own.
+TEST_F(StorageMoverCudaTest, AHangDoesNotHoldUpTheEnd) {
+  CudaCopier::Options options;
+  options.stall_limit = absl::Milliseconds(20);
+  Start(std::move(options));
+  FakeCudaSet("hold=1");
+  ASSERT_TRUE(mover_->Submit(Down(1, 0, 0)).ok());
+  ASSERT_TRUE(mover_->Submit(Up(2, 1, 1)).ok());
+  EXPECT_TRUE(absl::IsUnavailable(Wait(2)));
+  mover_.reset();
+  EXPECT_TRUE(absl::IsUnavailable(Wait(1)));
+  EXPECT_EQ(lost_, 1);
+  abandoned_ = true;
 }
 
 TEST_F(StorageMoverCudaTest, HostMemoryThatIsNotRegisteredWorksToo) {
