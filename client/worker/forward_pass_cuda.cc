@@ -54,6 +54,9 @@ class CudaForwardPass final : public ForwardPass {
   void Norm(const GpuBuffer& weight, const float* x, int32_t rows);
   // `scratch_`, [rows][width], to `input_`, rounded to the products' type.
   void RoundToInput(int32_t rows, int32_t width);
+  // What both kernels are told of a layer.
+  template <typename Params>
+  Params AttentionOf(uint32_t layer) const;
   kernels::cuda::DecodeParams DecodeOf(uint32_t layer) const;
   kernels::cuda::PrefillParams PrefillOf(uint32_t layer) const;
   void CopyRows(const kernels::cuda::CopyRowsParams& params) {
@@ -282,8 +285,9 @@ void CudaForwardPass::Append(uint32_t layer) {
             .dim = q_width_});
 }
 
-kernels::cuda::DecodeParams CudaForwardPass::DecodeOf(uint32_t layer) const {
-  kernels::cuda::DecodeParams params;
+template <typename Params>
+Params CudaForwardPass::AttentionOf(uint32_t layer) const {
+  Params params;
   params.layer = LayerOfModel(config_, options_, layer);
   params.q_heads = static_cast<int32_t>(config_.heads);
   params.scale = AttentionScale(config_);
@@ -294,23 +298,18 @@ kernels::cuda::DecodeParams CudaForwardPass::DecodeOf(uint32_t layer) const {
   params.out = scratch_.As<void>();
   params.out_stride = q_width_;
   params.chunks = step_.batch().chunks;
+  return params;
+}
+
+kernels::cuda::DecodeParams CudaForwardPass::DecodeOf(uint32_t layer) const {
+  auto params = AttentionOf<kernels::cuda::DecodeParams>(layer);
   params.plan = step_.decode();
   params.workspace = workspace_.As<std::byte>();
   return params;
 }
 
 kernels::cuda::PrefillParams CudaForwardPass::PrefillOf(uint32_t layer) const {
-  kernels::cuda::PrefillParams params;
-  params.layer = LayerOfModel(config_, options_, layer);
-  params.q_heads = static_cast<int32_t>(config_.heads);
-  params.scale = AttentionScale(config_);
-  params.window = step_.options().window;
-  params.sinks = step_.options().sinks;
-  params.q = q_.As<void>();
-  params.q_stride = q_width_;
-  params.out = scratch_.As<void>();
-  params.out_stride = q_width_;
-  params.chunks = step_.batch().chunks;
+  auto params = AttentionOf<kernels::cuda::PrefillParams>(layer);
   params.plan = step_.prefill();
   return params;
 }

@@ -48,11 +48,6 @@ struct Shape {
   }
 };
 
-template <typename T, size_t N>
-T Pick(std::mt19937& random, const T (&from)[N]) {
-  return from[random() % N];
-}
-
 Shape RandomShape(std::mt19937& random) {
   Shape s;
   s.input = Pick(random, {DType::kF32, DType::kF16, DType::kBf16});

@@ -57,6 +57,10 @@ inline double Distance(double expected, double got) {
   const double distance = std::abs(expected - got);
   return std::isnan(distance) ? std::numeric_limits<double>::infinity() : distance;
 }
+template <typename T, size_t N>
+T Pick(std::mt19937& random, const T (&from)[N]) {
+  return from[random() % N];
+}
 // CUDA itself failing ends the program: nothing after it would mean anything.
 inline void Require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;

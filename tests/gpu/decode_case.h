@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/plan.h"
-#include "tests/gpu/device_kv.h"
+#include "tests/gpu/attention_check.h"
 
 namespace larder::gpu_tests {
 
@@ -53,10 +53,19 @@ struct DecodeShapeCase {
   }
 };
 
-struct DecodeResult {
-  std::vector<double> out;  // [rows][q_heads][value_dim]
-  std::vector<float> lse;   // [rows][q_heads]
-};
+// The part of a random shape that all head storage has: what is seen, and how it is cut.
+inline void DrawSight(std::mt19937& random, DecodeShapeCase& s) {
+  if (random() % 2 == 0) {
+    s.window = static_cast<int32_t>(1 + random() % 300);
+    s.sinks = static_cast<int32_t>(random() % 40);
+  }
+  if (random() % 4 == 0) {
+    s.key_begin = static_cast<int32_t>(random() % 100);
+    s.key_end = s.key_begin + static_cast<int32_t>(random() % 400);
+  }
+  s.piece_tokens = Pick(random, {0, 0, 64, 128, 256});
+  s.out_f32 = random() % 3 != 0;
+}
 
 class DecodeCase {
  public:
@@ -89,7 +98,7 @@ class DecodeCase {
   std::vector<double>& q() { return q_; }
   int rows() const { return static_cast<int>(shape_.positions.size()); }
 
-  DecodeResult Run() {
+  AttentionResult Run() {
     using namespace kernels::cuda;  // NOLINT: names of what is tested
     std::vector<DecodeRow> rows;
     for (int i = 0; i < this->rows(); ++i) rows.push_back({i, i, shape_.positions[i]});
@@ -107,15 +116,7 @@ class DecodeCase {
     DecodeParams p = params_;
     p.plan = {pieces.data(), groups.data(), static_cast<int32_t>(plan.pieces.size()),
               static_cast<int32_t>(plan.groups.size()), plan.slots};
-    const int bytes = kernels::BytesOf(shape_.QueryType());
-    std::vector<std::byte> q(q_.size() * bytes);
-    for (size_t i = 0; i < q_.size(); ++i) {
-      if (std::isnan(q_[i]))
-        std::memset(&q[i * bytes], 0xff, bytes);
-      else
-        kernels::testing::Encode(shape_.QueryType(), q_[i], &q[i * bytes]);
-    }
-    const DeviceArray<std::byte> device_q(q);
+    const DeviceArray<std::byte> device_q(Encoded(shape_.QueryType(), q_));
     p.q = device_q.data();
     p.q_stride = q_stride_;
     const int64_t values = int64_t{p.q_heads} * p.layer.value_dim;
@@ -128,18 +129,8 @@ class DecodeCase {
     Require(cudaMemset(workspace.data(), 0, DecodeCounterBytes(p)), "cudaMemset");
     p.workspace = workspace.data();
     Require(Decode(p, nullptr), "Decode");
-    DecodeResult result;
-    const std::vector<std::byte> bits = out.Host();
-    for (int r = 0; r < this->rows(); ++r) {
-      for (int64_t i = 0; i < p.out_stride; ++i) {
-        const double x = kernels::testing::Decoded(
-            p.out_dtype, &bits[(r * p.out_stride + i) * kernels::BytesOf(p.out_dtype)]);
-        if (i < values)
-          result.out.push_back(x);
-        else
-          Expect(std::isnan(x), "nothing is written between rows: " + shape_.Literal());
-      }
-    }
+    AttentionResult result;
+    result.out = ReadRows(out, p.out_dtype, p.out_stride, values, shape_.Literal());
     result.lse = lse.Host();
     const std::vector<std::byte> after = workspace.Host();
     Expect(std::all_of(after.begin(), after.begin() + static_cast<int64_t>(DecodeCounterBytes(p)),
@@ -148,19 +139,14 @@ class DecodeCase {
     return result;
   }
 
-  // Each weight is rounded to the storage type, so an out may be off by that part of the sum of
-  // weight * |value|; sums in float32 add little to it, and `absolute` is allowed besides.
-  void ExpectCorrect(const DecodeResult& result, double absolute = 2e-6) {
+  // Weights are rounded to the storage type; `absolute`: see Rounding.
+  void ExpectCorrect(const AttentionResult& result, double absolute = Rounding().absolute) {
     const kernels::cuda::DecodeParams& p = params_;
-    const double rounding = shape_.dtype == DType::kBf16 ? 0x1p-8 : 0x1p-11;
+    const double type = RoundingOf(shape_.dtype);
+    const Rounding rounding{type, shape_.out_f32 ? 0 : type, absolute};
     for (int r = 0; r < rows(); ++r) {
       const TestSequence& sequence = kv_.sequences()[r];
-      HeadRows magnitudes = sequence.values;
-      for (auto& token : magnitudes) {
-        for (auto& head : token) {
-          for (double& x : head) x = std::abs(x);
-        }
-      }
+      const HeadRows magnitudes = Magnitudes(sequence.values);
       for (int h = 0; h < p.q_heads; ++h) {
         const auto* const q = &q_[r * q_stride_ + int64_t{h} * p.layer.key_dim];
         const kernels::testing::ReferenceQuery query{{q, q + p.layer.key_dim},
@@ -171,19 +157,8 @@ class DecodeCase {
                                                      p.sinks,
                                                      shape_.key_begin,
                                                      shape_.key_end};
-        const auto expected = kernels::testing::Attention(query, sequence.keys, sequence.values);
-        const auto size = kernels::testing::Attention(query, sequence.keys, magnitudes);
-        const int64_t at = int64_t{r} * p.q_heads + h;
-        ExpectWithin(Distance(expected.lse, result.lse[at]), 2e-5 + 2e-6 * std::abs(expected.lse),
-                     "lse " + shape_.Literal());
-        double worst = 0;
-        for (int i = 0; i < p.layer.value_dim; ++i) {
-          double allowed = (rounding + 2e-6) * size.out[i] + absolute;
-          if (!shape_.out_f32) allowed += rounding * std::abs(expected.out[i]);
-          worst = std::max(
-              worst, Distance(expected.out[i], result.out[at * p.layer.value_dim + i]) / allowed);
-        }
-        ExpectWithin(worst, 1, "out " + shape_.Literal());
+        ExpectRow(query, sequence, magnitudes, result, int64_t{r} * p.q_heads + h, rounding,
+                  shape_.Literal());
         if (state.failures > 3) return;
       }
     }

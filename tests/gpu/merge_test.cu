@@ -65,13 +65,13 @@ void PartsOfTheKeysMergeIntoTheWhole(uint32_t seed) {
   DecodeShapeCase shape{.seed = seed, .kv_heads = 2, .group = 4, .dim = 64, .positions = {300, 40}};
   DecodeCase whole(shape);
   shape.key_end = static_cast<int32_t>(100 + seed);
-  const DecodeResult first = DecodeCase(shape).Run();
+  const AttentionResult first = DecodeCase(shape).Run();
   shape.key_begin = shape.key_end;
   shape.key_end = std::numeric_limits<int32_t>::max();
-  const DecodeResult rest = DecodeCase(shape).Run();
+  const AttentionResult rest = DecodeCase(shape).Run();
   std::vector<std::unique_ptr<DeviceArray<float>>> arrays;
   MergeParams p{.parts = 2, .rows = 16, .dim = 64};
-  for (const DecodeResult* part : {&first, &rest}) {
+  for (const AttentionResult* part : {&first, &rest}) {
     const int i = part == &rest;
     arrays.push_back(std::make_unique<DeviceArray<float>>(
         std::vector<float>(part->out.begin(), part->out.end())));

@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "kernels/cuda/prefill.h"
-#include "tests/gpu/device_kv.h"
+#include "tests/gpu/attention_check.h"
 
 namespace larder::gpu_tests {
 namespace {
@@ -46,11 +46,6 @@ struct Shape {
     }
     return text + "}}";
   }
-};
-
-struct Result {
-  std::vector<double> out;  // [rows][q_heads][dim]
-  std::vector<float> lse;   // [rows][q_heads]
 };
 
 std::vector<int32_t> LastPositions(const Shape& s) {
@@ -113,22 +108,14 @@ class PrefillCase {
     chunks_[i].tokens = tokens;
   }
 
-  Result Run() {
+  AttentionResult Run() {
     PrefillPlan plan =
         kernels::cuda::PlanPrefill(chunks_, {shape_.kv_heads, shape_.group, shape_.dim,
                                              shape_.tile_rows == kPrefillRowsLarge ? 0 : 1 << 20});
     Expect(plan.tile_rows == shape_.tile_rows, "tile rows: " + shape_.Literal());
     const DeviceArray<PrefillTile> tiles(plan.tiles);
     const DeviceArray<SequenceChunk> chunks(chunks_);
-    const int bytes = kernels::BytesOf(shape_.dtype);
-    std::vector<std::byte> q(q_.size() * bytes);
-    for (size_t i = 0; i < q_.size(); ++i) {
-      if (std::isnan(q_[i]))
-        std::memset(&q[i * bytes], 0xff, bytes);
-      else
-        kernels::testing::Encode(shape_.dtype, q_[i], &q[i * bytes]);
-    }
-    const DeviceArray<std::byte> device_q(q);
+    const DeviceArray<std::byte> device_q(Encoded(shape_.dtype, q_));
     PrefillParams p = params_;
     const DeviceArray<std::byte> out(rows_ * p.out_stride * kernels::BytesOf(p.out_dtype));
     const DeviceArray<float> lse(static_cast<size_t>(rows_) * p.q_heads);
@@ -138,52 +125,30 @@ class PrefillCase {
     p.chunks = chunks.data();
     p.plan = {tiles.data(), static_cast<int32_t>(plan.tiles.size()), plan.tile_rows};
     Require(Prefill(p, nullptr), "Prefill");
-    Result result;
-    const std::vector<std::byte> bits = out.Host();
-    for (int64_t i = 0; i < rows_ * p.out_stride; ++i) {
-      const double x =
-          kernels::testing::Decoded(p.out_dtype, &bits[i * kernels::BytesOf(p.out_dtype)]);
-      if (i % p.out_stride < int64_t{p.q_heads} * shape_.dim)
-        result.out.push_back(x);
-      else
-        Expect(std::isnan(x), "nothing is written between rows: " + shape_.Literal());
-    }
+    AttentionResult result;
+    result.out =
+        ReadRows(out, p.out_dtype, p.out_stride, int64_t{p.q_heads} * shape_.dim, shape_.Literal());
     result.lse = lse.Host();
     return result;
   }
 
-  // Each weight is rounded to the storage type, so an out may be off by that part of the sum of
-  // weight * |value|; sums in float32 add little to it.
-  void ExpectCorrect(const Result& result) {
-    const double rounding = shape_.dtype == DType::kBf16 ? 0x1p-8 : 0x1p-11;
+  // Weights are rounded to the storage type.
+  void ExpectCorrect(const AttentionResult& result) {
+    const double type = RoundingOf(shape_.dtype);
+    const Rounding rounding{type, shape_.out_f32 ? 0 : type};
     int64_t row = 0;
     for (size_t c = 0; c < chunks_.size(); ++c) {
       const TestSequence& sequence = kv_.sequences()[c];
-      HeadRows magnitudes = sequence.values;
-      for (auto& token : magnitudes) {
-        for (auto& head : token) {
-          for (double& x : head) x = std::abs(x);
-        }
-      }
+      const HeadRows magnitudes = Magnitudes(sequence.values);
       for (int32_t t = 0; t < chunks_[c].tokens; ++t, ++row) {
+        const std::string literal = "of row " + std::to_string(row) + " " + shape_.Literal();
         for (int32_t h = 0; h < params_.q_heads; ++h) {
           const double* const q = &q_[row * params_.q_stride + int64_t{h} * shape_.dim];
           const kernels::testing::ReferenceQuery query{
               {q, q + shape_.dim}, chunks_[c].position + t, h / shape_.group,  params_.scale,
               params_.window,      params_.sinks,           params_.key_begin, params_.key_end};
-          const auto expected = kernels::testing::Attention(query, sequence.keys, sequence.values);
-          const auto size = kernels::testing::Attention(query, sequence.keys, magnitudes);
-          const int64_t at = row * params_.q_heads + h;
-          ExpectWithin(Distance(expected.lse, result.lse[at]), 2e-5 + 2e-6 * std::abs(expected.lse),
-                       "lse of row " + std::to_string(row) + " " + shape_.Literal());
-          double worst = 0;
-          for (int32_t i = 0; i < shape_.dim; ++i) {
-            double allowed = rounding * size.out[i] + 2e-6 * (1 + size.out[i]);
-            if (!shape_.out_f32) allowed += rounding * std::abs(expected.out[i]);
-            worst = std::max(worst,
-                             Distance(expected.out[i], result.out[at * shape_.dim + i]) / allowed);
-          }
-          ExpectWithin(worst, 1, "out of row " + std::to_string(row) + " " + shape_.Literal());
+          ExpectRow(query, sequence, magnitudes, result, row * params_.q_heads + h, rounding,
+                    literal);
           if (state.failures > 3) return;
         }
       }
@@ -199,11 +164,6 @@ class PrefillCase {
   std::vector<double> q_;  // [rows][q_stride]
   int64_t rows_ = 0;
 };
-
-template <typename T, size_t N>
-T Pick(std::mt19937& random, const T (&from)[N]) {
-  return from[random() % N];
-}
 
 Shape RandomShape(uint32_t seed) {
   std::mt19937 random(seed);
@@ -264,18 +224,18 @@ void ARowDoesNotDependOnItsChunk(uint32_t seed) {
   Shape s{.seed = seed, .kv_heads = 2, .group = 4, .chunks = {{70, 100}}};
   if (seed % 2 == 0) s.window = 50, s.sinks = 3;
   PrefillCase whole(s);
-  const Result expected = whole.Run();
+  const AttentionResult expected = whole.Run();
   whole.ExpectCorrect(expected);
   s.tile_rows = kPrefillRowsLarge;
   PrefillCase large(s);
-  const Result in_large_tiles = large.Run();
+  const AttentionResult in_large_tiles = large.Run();
   Expect(in_large_tiles.out == expected.out && in_large_tiles.lse == expected.lse, "large tiles");
   constexpr int32_t kSkipped = 37;
   PrefillCase part(s);
   part.Cut(0, 70 + kSkipped, 100 - kSkipped);
   part.q().erase(part.q().begin(), part.q().begin() + kSkipped * part.params().q_stride);
   part.q().resize(100 * part.params().q_stride, 0);  // the rows that nobody computes now
-  const Result rest = part.Run();
+  const AttentionResult rest = part.Run();
   const int64_t numbers = int64_t{kSkipped} * part.params().q_heads * s.dim;
   Expect(std::equal(expected.out.begin() + numbers, expected.out.end(), rest.out.begin()) &&
              std::equal(expected.lse.begin() + kSkipped * part.params().q_heads, expected.lse.end(),
@@ -292,17 +252,13 @@ void LargeScores(uint32_t seed) {
 
 void NothingSeenIsZeroAndMinusInfinity(uint32_t seed) {
   PrefillCase c({.seed = seed, .kv_heads = 2, .group = 3, .key_begin = 400, .chunks = {{300, 30}}});
-  const Result result = c.Run();
-  for (const double x : result.out) Expect(x == 0, "out of a row that sees nothing is 0");
-  for (const float x : result.lse) Expect(x == -HUGE_VALF, "its lse is -infinity");
+  ExpectNothingSeen(c.Run());
 }
 
 void AVisibleNanIsNotHidden(uint32_t seed) {
   PrefillCase c({.seed = seed, .group = 2, .chunks = {{200, 9}}});
   c.q()[3] = std::nan("");
-  const Result result = c.Run();
-  Expect(std::isnan(result.out[0]) && std::isnan(result.lse[0]), "a NaN in q is seen");
-  Expect(!std::isnan(result.out[64]) && !std::isnan(result.lse[1]), "the other head has none");
+  ExpectNanOfFirstHead(c.Run());
 }
 
 void OtherShapesAreRefused(uint32_t seed) {
