@@ -323,19 +323,15 @@ template <typename S, int kDim, int kTiles>
 __global__ void __launch_bounds__(CodesShape<kDim, kTiles>::kThreads)
     CodesKernel(const DecodeParams p) {
   using Shape = CodesShape<kDim, kTiles>;
-  const DecodePiece piece = p.plan.pieces[blockIdx.x];
-  const int group = p.q_heads / p.layer.kv_heads;
-  const int head_in_group = static_cast<int>(blockIdx.y) * Shape::kHeads;
-  const int heads = min(Shape::kHeads, group - head_in_group);
-  const int head = piece.kv_head * group + head_in_group;
+  const BlockShare share(p, Shape::kHeads);
+  const DecodePiece& piece = share.piece;
   const SequenceChunk chunk = p.chunks[piece.chunk];
   const KeyRows rows(p.layer, chunk, piece, p.window, p.sinks);
 
   CodesWarp<S, kDim, kTiles> mine(p.layer, chunk, rows, piece.kv_head);
-  mine.LoadQueries(static_cast<const F16*>(p.q) + piece.row * p.q_stride + int64_t{head} * kDim,
-                   heads);
+  mine.LoadQueries(static_cast<const F16*>(p.q) + share.q, share.heads);
   mine.Run(piece, p.scale * kLog2E, DynamicShared() + threadIdx.x / kWarpLanes * Shape::kWarpBytes);
-  FinishPiece<F16, Shape>(p, piece, head_in_group, heads, mine);
+  FinishPiece<F16, Shape>(p, piece, share.head_in_group, share.heads, mine);
 }
 
 template <typename S>

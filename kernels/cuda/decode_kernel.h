@@ -242,25 +242,37 @@ __device__ void FinishPiece(const DecodeParams& p, const DecodePiece& piece, int
   result.Finish();
 }
 
+// What a block of a decode kernel works on: a piece, and up to kHeads q heads of its kv head.
+struct BlockShare {
+  __device__ BlockShare(const DecodeParams& p, int heads_max)
+      : piece(p.plan.pieces[blockIdx.x]),
+        head_in_group(static_cast<int>(blockIdx.y) * heads_max),
+        heads(min(heads_max, p.q_heads / p.layer.kv_heads - head_in_group)),
+        q(piece.row * p.q_stride +
+          int64_t{piece.kv_head * (p.q_heads / p.layer.kv_heads) + head_in_group} *
+              p.layer.key_dim) {}
+
+  const DecodePiece piece;
+  const int head_in_group;
+  const int heads;
+  const int64_t q;  // of its first head, in numbers from the first query's
+};
+
 template <typename T, int kDim, int kTiles>
 __global__ void __launch_bounds__(DecodeShape<kDim, kTiles>::kThreads)
     DecodeKernel(const DecodeParams p) {
   using Shape = DecodeShape<kDim, kTiles>;
-  const DecodePiece piece = p.plan.pieces[blockIdx.x];
-  const int group = p.q_heads / p.layer.kv_heads;
-  const int head_in_group = static_cast<int>(blockIdx.y) * Shape::kHeads;
-  const int heads = min(Shape::kHeads, group - head_in_group);
-  const int head = piece.kv_head * group + head_in_group;
+  const BlockShare share(p, Shape::kHeads);
+  const DecodePiece& piece = share.piece;
   const int warp = threadIdx.x / kWarpLanes;
   std::byte* const shared = DynamicShared();
 
   DecodeWarp<T, kDim, kTiles> mine;
-  mine.LoadQueries(static_cast<const T*>(p.q) + piece.row * p.q_stride + int64_t{head} * kDim,
-                   heads);
+  mine.LoadQueries(static_cast<const T*>(p.q) + share.q, share.heads);
   const KeyRows rows(p.layer, p.chunks[piece.chunk], piece, p.window, p.sinks);
   mine.Run(rows, piece, p.layer.value_offset_bytes - p.layer.key_offset_bytes, p.scale * kLog2E,
            shared + warp * Shape::kWarpBytes);
-  FinishPiece<T, Shape>(p, piece, head_in_group, heads, mine);
+  FinishPiece<T, Shape>(p, piece, share.head_in_group, share.heads, mine);
 }
 
 template <typename T>
