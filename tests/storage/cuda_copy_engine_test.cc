@@ -188,8 +188,10 @@ TEST_F(CudaCopyEngineTest, WhatIsQueuedAtTheEndFails) {
   Start();
   FakeCudaSet("hold=1");
   std::vector<CopyWaiter> waiters(5);
-  for (CopyWaiter& waiter : waiters) {
-    engine_->Copy(Engine::kToDevice, {{memory_, host_.data(), 4096}}, waiter.done());
+  // Each to a place of its own: they may run at once.
+  for (size_t i = 0; i < waiters.size(); ++i) {
+    engine_->Copy(Engine::kToDevice, {{memory_ + i * 4096, host_.data() + i * 4096, 4096}},
+                  waiters[i].done());
   }
   std::thread end([this] { engine_.reset(); });
   EXPECT_EQ(waiters[4].Wait().code, kCudaStopped);
