@@ -390,12 +390,13 @@ void Daemon::Impl::Drain() {
   const bool left = sessions_->AwaitNoStreams(deadline);
   // Once the workers have left, what is still connected only watches.
   const absl::Time grace_end = absl::Now() + kStopGrace;
-  rpc_->Stop(left ? grace_end : std::max(deadline, grace_end));
+  const int cut_off = rpc_->Stop(left ? grace_end : std::max(deadline, grace_end));
   cleaner_.reset();
   const bool moved = mover_->Drain(std::max(deadline, absl::Now() + kStopGrace));
-  Log(left && moved ? LogLevel::kInfo : LogLevel::kWarning, "drained",
+  Log(left && moved && cut_off == 0 ? LogLevel::kInfo : LogLevel::kWarning, "drained",
       {{"workers", left ? "all left" : "cut off at the drain timeout"},
-       {"moves", moved ? "all finished" : "abandoned at the drain timeout"}});
+       {"moves", moved ? "all finished" : "abandoned at the drain timeout"},
+       {"connections_cut_off", cut_off}});
 }
 
 Daemon::Impl::~Impl() {

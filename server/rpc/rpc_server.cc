@@ -1,10 +1,15 @@
 #include "server/rpc/rpc_server.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include <thread>
+
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/rpc/connections.h"
 
 namespace larder {
 namespace {
@@ -12,9 +17,13 @@ namespace {
 // How long slices that gRPC still refers to are waited for after its server has stopped.
 constexpr absl::Duration kHoldsGrace = absl::Seconds(5);
 
-// The two plug-ins are process-wide switches of gRPC.
-void EnablePlugins() {
+// How long a connection may take to say goodbye once its calls have ended.
+constexpr absl::Duration kGoodbyeGrace = absl::Seconds(1);
+
+// What gRPC has of once a process: two plug-ins, and itself, which stays (invariant 3).
+void InitGrpc() {
   static const bool kOnce = [] {
+    grpc_init();
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     return true;
@@ -40,9 +49,8 @@ void SetLimits(grpc::ServerBuilder& builder) {
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const RpcContext& context, const std::vector<std::string>& addresses) {
-  EnablePlugins();
-  auto server = std::unique_ptr<RpcServer>(new RpcServer(context));
-  server->ports_.assign(addresses.size(), 0);
+  InitGrpc();
+  auto server = std::unique_ptr<RpcServer>(new RpcServer(context, addresses));
   grpc::ServerBuilder builder;
   SetLimits(builder);
   for (size_t i = 0; i < addresses.size(); ++i) {
@@ -92,16 +100,25 @@ void RpcServer::Drain(absl::Duration grace) {
   context_.sessions.Drain(grace);
 }
 
-void RpcServer::Stop(absl::Time deadline) {
-  if (server_ == nullptr) return;
+int RpcServer::Stop(absl::Time deadline) {
+  if (server_ == nullptr) return 0;
   {
     const absl::MutexLock lock(&mu_);
     health_ = nullptr;
   }
   context_.sessions.CloseStreams(absl::UnavailableError("the daemon has stopped"));
+  int cut_off = 0;
+  absl::Notification ended;
+  std::thread cutter([&] {
+    if (ended.WaitForNotificationWithDeadline(deadline + kGoodbyeGrace)) return;
+    cut_off = EndConnections(addresses_, ports_);
+  });
   server_->Shutdown(absl::ToChronoTime(deadline));
+  ended.Notify();
+  cutter.join();
   server_.reset();
   context_.sessions.AwaitNoHolds(absl::Now() + kHoldsGrace);
+  return cut_off;
 }
 
 }  // namespace larder

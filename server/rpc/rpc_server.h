@@ -1,7 +1,7 @@
 // RpcServer: the gRPC server with both services, health and reflection.
 //
 //   Start -> SERVING -> Drain: health NOT_SERVING, workers told, nothing new granted
-//         -> Stop: streams end, calls get until the deadline
+//         -> Stop: streams end, calls get until the deadline, connections a second more
 //
 // Health, for load balancers and probes: "" and each gRPC service by its full name; and, where
 // SetNvmeTakesWrites has been called, kNvmeHealthService.
@@ -11,6 +11,9 @@
 //
 // Invariants:
 //   1. After Stop no handler runs, and no block is being read for a call.
+//   2. Stop ends: a peer that does not read its goodbye is cut off.
+//   3. gRPC itself is never taken down, whichever of its objects in this process goes last: that
+//      waits for a poller of its own, up to 10 s.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -19,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -56,13 +60,19 @@ class RpcServer {
   void SetNvmeTakesWrites(bool takes);
 
   void Drain(absl::Duration grace);
-  void Stop(absl::Time deadline);
+  // How many connections were cut off, because they did not end by themselves.
+  int Stop(absl::Time deadline);
 
  private:
-  explicit RpcServer(const RpcContext& context)
-      : context_(context), kv_cache_(context), inspector_(context) {}
+  RpcServer(const RpcContext& context, std::vector<std::string> addresses)
+      : context_(context),
+        addresses_(std::move(addresses)),
+        kv_cache_(context),
+        inspector_(context),
+        ports_(addresses_.size(), 0) {}
 
   const RpcContext& context_;
+  const std::vector<std::string> addresses_;
   KvCacheService kv_cache_;
   InspectorService inspector_;
   std::vector<int> ports_;

@@ -172,6 +172,22 @@ class Running(harness.LarderTest):
         daemon.process.signal(signal.SIGTERM)
         self.assertEqual(daemon.process.wait(), 128 + signal.SIGTERM)
 
+    def test_sigterm_ends_also_while_a_client_reads_nothing(self):
+        """A stopped process acknowledges no goodbye, and its socket is full."""
+        daemon = self.daemon(host=512, nvme=0, flags=["--drain-timeout=0s"])
+        tokens = ["--tokens", ",".join(map(str, range(256 * BLOCK_TOKENS)))]
+        model = ["--model", "stopped", "--address", daemon.address]
+        run_larder("put", "--fill", *tokens, *model)
+        client = subprocess.Popen([harness.LARDER, "get", *tokens, *model], env=environment(),
+                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.addCleanup(client.stdout.close)
+        self.addCleanup(client.wait)
+        self.addCleanup(client.kill)
+        self.assertEqual(len(client.stdout.read(1)), 1)  # blocks are on their way
+        client.send_signal(signal.SIGSTOP)
+        self.assertEqual(daemon.stop(), 0)
+        self.assertRegex(daemon.process.output(), "drained .*connections_cut_off=1")
+
     def test_without_gpu_and_without_nvme(self):
         daemon = self.daemon(gpu=0, nvme=0)
         worker = self.worker(daemon)

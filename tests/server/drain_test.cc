@@ -1,4 +1,5 @@
 // Draining: nothing new is granted, what is under way goes on.
+#include <grpc/grpc.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <gtest/gtest.h>
 
@@ -81,6 +82,12 @@ TEST(Drain, StopEndsStreamsOfWorkersThatStay) {
   server.rpc().Stop(absl::Now() + absl::Seconds(1));
   EXPECT_EQ(worker.Next(), std::nullopt);
   EXPECT_EQ(server.cache().Stats().sessions, 0u);
+}
+
+// Taking gRPC down waits for its poller of sockets that were full, which sleeps for up to 10 s.
+TEST(Drain, GrpcStaysWhenItsLastObjectGoes) {
+  { TestServer server; }
+  EXPECT_TRUE(grpc_is_initialized());
 }
 
 TEST(Drain, StopCancelsCallsThatWait) {
