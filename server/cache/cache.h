@@ -265,7 +265,8 @@ class Cache {
   void CancelPrefetch(PrefetchId id);
 
   // `on_done` is called once, possibly before this returns: OK when every block of the
-  // lease was durable. Not called after CancelFlush returned true.
+  // lease was durable, DATA_LOSS when one is only in GPU, which is lost. Not called after
+  // CancelFlush returned true.
   absl::StatusOr<FlushId> Flush(SessionId session, LeaseId lease,
                                 std::function<void(absl::Status)> on_done);
   bool CancelFlush(FlushId id);
@@ -423,6 +424,9 @@ class Cache {
   void RaiseMovesOf(const Lease& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CheckFlushes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FailFlushes(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<uint32_t> FirstOnlyInGpu(const Lease& lease) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FailLostFlushes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // cache_cleaner.cc
   void CleanLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

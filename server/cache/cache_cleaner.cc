@@ -33,6 +33,7 @@ void Cache::Clean() {
 }
 
 void Cache::CleanLocked() {
+  if (gpu_lost_) FailLostFlushes();
   for (const auto& [id, flush] : s_->flushes) {
     const Lease& lease = *flush->lease;
     if (lease.end() == 0) continue;

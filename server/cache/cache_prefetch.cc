@@ -231,4 +231,35 @@ void Cache::FailFlushes(const absl::Status& why) {
   s_->flushes.clear();
 }
 
+// The first block of the lease that has no copy below GPU and none on its way down.
+std::optional<uint32_t> Cache::FirstOnlyInGpu(const Lease& lease) const {
+  const HiRadixTree::Position end = lease.model->tree.Resolve(lease.cursor);
+  std::optional<uint32_t> first;
+  for (const TreeNode* node = end.node; node->parent != nullptr; node = node->parent) {
+    for (uint32_t i = std::min(end.end, node->end()) - node->begin; i > 0; --i) {
+      const TreeBlock& block = node->blocks[i - 1];
+      if (!block.In(Tier::kHost) && !Durable(block) && FindMove(block, Tier::kHost) == nullptr) {
+        first = node->begin + i - 1;
+      }
+    }
+  }
+  return first;
+}
+
+// Of a GPU that is lost. What is on its way down may fail yet, so this is asked again and again.
+void Cache::FailLostFlushes() {
+  for (auto it = s_->flushes.begin(); it != s_->flushes.end();) {
+    const std::optional<uint32_t> lost = FirstOnlyInGpu(*it->second->lease);
+    if (!lost) {
+      ++it;
+      continue;
+    }
+    s_->calls.push_back([done = std::move(it->second->on_done), position = *lost] {
+      done(absl::DataLossError(
+          absl::StrCat("flush: block ", position, " is only in GPU, which is lost")));
+    });
+    it = s_->flushes.erase(it);
+  }
+}
+
 }  // namespace larder

@@ -39,6 +39,38 @@ TEST(LostGpu, IsGivenUpCopyByCopy) {
   f.cache().CheckInvariants();
 }
 
+// A flush of what can no longer come down would wait for its caller's deadline.
+TEST(LostGpu, EndsFlushesOfWhatIsOnlyThere) {
+  Fixture f({.gpu = 32, .host = 64, .nvme = 64});
+  const LeaseId lease = f.Hold(Prompt("half down", 6), Tier::kGpu);
+  std::vector<absl::Status> ends;
+  const auto flush = [&](LeaseId id) {
+    ASSERT_TRUE(f.cache()
+                    .Flush(f.session, id, [&](absl::Status status) { ends.push_back(status); })
+                    .ok());
+  };
+  flush(lease);  // its copies are under way, and the device's loss fails them later
+  f.cache().LoseGpu();
+  EXPECT_TRUE(ends.empty());
+  ASSERT_FALSE(f.world.mover.idle());
+  while (!f.world.mover.idle()) {
+    f.world.mover.Complete(f.world.mover.jobs().front().id, absl::UnavailableError("lost"));
+  }
+  ASSERT_EQ(ends.size(), 1u);
+  EXPECT_TRUE(absl::IsDataLoss(ends[0])) << ends[0];
+  EXPECT_NE(ends[0].message().find("block 0 is only in GPU"), absl::string_view::npos) << ends[0];
+
+  flush(lease);  // none is under way now
+  ASSERT_EQ(ends.size(), 2u);
+  EXPECT_TRUE(absl::IsDataLoss(ends[1])) << ends[1];
+
+  flush(f.Hold(Prompt("in HOST", 3), Tier::kHost));  // others are flushed as before
+  ASSERT_TRUE(f.world.Settle());
+  ASSERT_EQ(ends.size(), 3u);
+  EXPECT_TRUE(ends[2].ok()) << ends[2];
+  f.cache().CheckInvariants();
+}
+
 // More than one turn of the cleaner drops.
 TEST(LostGpu, LargeOnesGoInTurns) {
   constexpr uint32_t kBlocks = 1200;
