@@ -298,6 +298,7 @@ int main(int argc, char** argv) {
     names.push_back(std::string("host_read_over_redis") + options.suffix);
     all.push_back({names, [=] { return MeasurePeers(place, options); }});
   }
+  all.push_back({{"nvme_restart_over_redis"}, [=] { return MeasureRestart(place); }});
   all.push_back(
       {{"nvme_recover_1m_s", "nvme_bytes_per_slot"}, [=] { return MeasureIndex(folder); }});
   return RunBenchmarks(names, all);

@@ -1,4 +1,5 @@
-// The figures of the drive, in three files: over raw io_uring, over peers, and the index.
+// The figures of the drive, in four files: over raw io_uring, over peers, after a restart, and
+// the index.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,7 @@ struct DriveOptions {
 // Each makes a temporary folder in `parent`, or in place.folder.
 absl::Status MeasureDrive(const std::string& parent, const DriveOptions& options);
 absl::Status MeasurePeers(const DaemonPlace& place, const DriveOptions& options);
+absl::Status MeasureRestart(const DaemonPlace& place);
 absl::Status MeasureIndex(const std::string& parent);
 
 }  // namespace larder::bench

@@ -107,7 +107,7 @@ absl::Status MeasurePeers(const DaemonPlace& place, const DriveOptions& options)
     absl::Status status = Compare("files", "a file a block, one syncfs", options, *store, *files);
     if (!status.ok()) return status;
   }
-  auto redis = MakeRedisSide(folder.path() + "/redis", blocks);
+  auto redis = MakeRedisSide(folder.path() + "/redis", blocks, RedisSync::kEachSecond);
   if (absl::IsNotFound(redis.status())) {
     std::fprintf(stderr, "%s: no rows against it\n", std::string(redis.status().message()).c_str());
     return absl::OkStatus();

@@ -56,6 +56,12 @@ absl::StatusOr<std::unique_ptr<Child>> Child::Start(const std::vector<std::strin
   return child;
 }
 
+void Child::Kill() const {
+  ::kill(pid_, SIGKILL);
+  siginfo_t ended;
+  ::waitid(P_PID, static_cast<id_t>(pid_), &ended, WEXITED | WNOWAIT);
+}
+
 Child::~Child() {
   ::kill(pid_, SIGTERM);
   ::waitpid(pid_, nullptr, 0);

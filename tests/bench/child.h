@@ -38,6 +38,8 @@ class Child {
   Child& operator=(const Child&) = delete;
 
   pid_t pid() const { return pid_; }
+  // SIGKILL, as in a crash, and waits for its end.
+  void Kill() const;
 
  private:
   explicit Child(pid_t pid) : pid_(pid) {}

@@ -7,9 +7,7 @@
 #include "storage/check.h"
 
 namespace larder::bench {
-namespace {
-
-v1::ModelSpec Spec(uint64_t block_bytes) {
+v1::ModelSpec BenchSpec(uint64_t block_bytes) {
   const bool small = block_bytes == kBlockBytes;
   v1::ModelSpec spec;
   spec.set_name("bench");
@@ -20,8 +18,6 @@ v1::ModelSpec Spec(uint64_t block_bytes) {
   spec.set_block_tokens(kBlockTokens);
   return spec;
 }
-
-}  // namespace
 
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address) {
   grpc::ChannelArguments arguments;
@@ -55,7 +51,7 @@ absl::Status DaemonFixture::Connect(const std::string& address) {
   absl::StatusOr<Client> client = Client::Connect(address);
   if (!client.ok()) return client.status();
   client_ = *std::move(client);
-  absl::StatusOr<v1::Model> model = client_->OpenModel(Spec(shape_.block_bytes));
+  absl::StatusOr<v1::Model> model = client_->OpenModel(BenchSpec(shape_.block_bytes));
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
   LARDER_CHECK(model_.block_bytes() == shape_.block_bytes);

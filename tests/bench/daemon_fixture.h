@@ -66,6 +66,9 @@ class DaemonFixture {
   std::vector<uint32_t> prompt_;
 };
 
+// The model whose blocks have this size.
+v1::ModelSpec BenchSpec(uint64_t block_bytes);
+
 // A channel of its own to the server at `address`, any message size.
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address);
 

@@ -59,6 +59,12 @@ class NvmeSide {
   virtual absl::Status Read(std::span<const uint32_t> blocks) = 0;
 };
 
+class ServerSide : public NvmeSide {
+ public:
+  // The server's process, as in a crash. Nothing else may be called then.
+  virtual void Kill() = 0;
+};
+
 // Block n in the slot that follows block n - 1's.
 std::unique_ptr<NvmeSide> MakeStoreSide(NvmeStore& store, const Blocks& blocks);
 
@@ -75,10 +81,12 @@ absl::StatusOr<std::unique_ptr<NvmeSide>> MakeBlobSide(const std::string& path,
 // A file a block, by 8 threads with O_DIRECT: written aside and renamed, one syncfs at the end.
 std::unique_ptr<NvmeSide> MakeFilesSide(const std::string& path, const Blocks& blocks);
 
-// redis-server on a unix socket in `path`, with an append-only file that is synced each second.
-// 8 commands are under way. NOT_FOUND: no redis-server is installed.
-absl::StatusOr<std::unique_ptr<NvmeSide>> MakeRedisSide(const std::string& path,
-                                                        const Blocks& blocks);
+// redis-server on a unix socket in `path`, with an append-only file there that is synced as told;
+// what an earlier one has kept there is loaded, and Read fails with LOADING until it is. 8 commands
+// are under way. NOT_FOUND: no redis-server is installed.
+enum class RedisSync { kEachSecond, kAlways };
+absl::StatusOr<std::unique_ptr<ServerSide>> MakeRedisSide(const std::string& path,
+                                                          const Blocks& blocks, RedisSync sync);
 
 // A larderd that has blocks 0 to count - 1 in HOST as one prompt. Read is what a worker does that
 // wants them in memory of its own: look the prompt up, copy out of the mapped arena, release.

@@ -25,7 +25,7 @@ namespace {
 constexpr char kProgram[] = "/usr/bin/redis-server";
 constexpr size_t kPipelined = 8;
 
-class RedisSide final : public NvmeSide {
+class RedisSide final : public ServerSide {
  public:
   RedisSide(std::unique_ptr<Child> server, UniqueFd socket, const Blocks& blocks)
       : server_(std::move(server)), socket_(std::move(socket)), blocks_(blocks) {}
@@ -49,6 +49,8 @@ class RedisSide final : public NvmeSide {
         },
         [&](uint32_t block) { return ReadValue(blocks_.To(block)); });
   }
+
+  void Kill() override { server_->Kill(); }
 
  private:
   template <typename SendFn, typename ReceiveFn>
@@ -150,17 +152,19 @@ absl::StatusOr<UniqueFd> Connect(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<NvmeSide>> MakeRedisSide(const std::string& path,
-                                                        const Blocks& blocks) {
+absl::StatusOr<std::unique_ptr<ServerSide>> MakeRedisSide(const std::string& path,
+                                                          const Blocks& blocks, RedisSync sync) {
   if (::access(kProgram, X_OK) != 0) return absl::NotFoundError("redis-server is not installed");
   // It changes its folder.
   const std::string folder = std::filesystem::absolute(path);
-  LARDER_CHECK(::mkdir(folder.c_str(), 0700) == 0);
+  LARDER_CHECK(::mkdir(folder.c_str(), 0700) == 0 || errno == EEXIST);
   const std::string socket_path = folder + "/socket";
+  ::unlink(socket_path.c_str());  // of one that was killed
   // It would die of the pipe that Child closes after the first line.
   auto server = Child::Start({"/bin/sh", "-c", "echo; exec \"$0\" \"$@\" >/dev/null", kProgram,
                               "--port", "0", "--unixsocket", socket_path, "--dir", folder, "--save",
-                              "", "--appendonly", "yes", "--appendfsync", "everysec"});
+                              "", "--appendonly", "yes", "--appendfsync",
+                              sync == RedisSync::kAlways ? "always" : "everysec"});
   if (!server.ok()) return server.status();
   auto socket = Connect(socket_path);
   if (!socket.ok()) return socket.status();
