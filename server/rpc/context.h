@@ -33,6 +33,8 @@ struct RpcContext {
   CallStats& calls;
 
   uint64_t boot_id = 0;
+  // Of Puts with their bytes, all together; two of the largest.
+  uint64_t inline_bytes_max = uint64_t{512} << 20;
   std::string handover_socket;
   std::string version;
   absl::Time started;

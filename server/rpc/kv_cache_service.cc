@@ -80,7 +80,12 @@ grpc::ServerUnaryReactor* KvCacheService::Put(Context* call, const v1::PutReques
   if (status.ok() && !request->data().empty()) {
     status = context_.sessions.CheckAdmits();
     if (status.ok()) {
-      return WaitingReactor::Run(std::make_shared<PutReactor>(context_, *request, *response));
+      absl::StatusOr<InlineQuota::Hold> hold = inline_quota_.Take(request->data().size());
+      if (hold.ok()) {
+        return WaitingReactor::Run(
+            std::make_shared<PutReactor>(context_, *request, *response, *std::move(hold)));
+      }
+      status = hold.status();
     }
   }
   return Answer(call, context_.calls, Method::kPut, [&]() -> absl::Status {

@@ -12,6 +12,7 @@
 
 #include "larder/v1/kv_cache.grpc.pb.h"
 #include "server/rpc/context.h"
+#include "server/rpc/inline_quota.h"
 
 namespace larder {
 
@@ -20,7 +21,8 @@ using KvCacheBase = v1::KvCache::WithRawCallbackMethod_Download<v1::KvCache::Cal
 
 class KvCacheService final : public KvCacheBase {
  public:
-  explicit KvCacheService(const RpcContext& context) : context_(context) {}
+  explicit KvCacheService(const RpcContext& context)
+      : context_(context), inline_quota_(context.inline_bytes_max) {}
 
  private:
   using Context = grpc::CallbackServerContext;
@@ -41,6 +43,7 @@ class KvCacheService final : public KvCacheBase {
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Download(Context*, const grpc::ByteBuffer*) override;
 
   const RpcContext& context_;
+  InlineQuota inline_quota_;
 };
 
 }  // namespace larder

@@ -11,11 +11,12 @@
 namespace larder {
 
 PutReactor::PutReactor(const RpcContext& context, const v1::PutRequest& request,
-                       v1::LeaseState& response)
+                       v1::LeaseState& response, InlineQuota::Hold quota)
     : WaitingReactor(context.calls, Method::kPut),
       context_(context),
       request_(request),
-      response_(response) {}
+      response_(response),
+      quota_(std::move(quota)) {}
 
 void PutReactor::Advance(uint32_t signals) {
   if ((signals & kStepStart) == 0) {

@@ -19,6 +19,7 @@
 
 #include "larder/v1/kv_cache.pb.h"
 #include "server/rpc/context.h"
+#include "server/rpc/inline_quota.h"
 #include "server/rpc/path_hold.h"
 #include "server/rpc/waiting_reactor.h"
 
@@ -27,7 +28,8 @@ namespace larder {
 class PutReactor final : public WaitingReactor {
  public:
   // `request` is validated and has data.
-  PutReactor(const RpcContext& context, const v1::PutRequest& request, v1::LeaseState& response);
+  PutReactor(const RpcContext& context, const v1::PutRequest& request, v1::LeaseState& response,
+             InlineQuota::Hold quota);
 
  private:
   void Advance(uint32_t signals) override;
@@ -46,6 +48,7 @@ class PutReactor final : public WaitingReactor {
   const RpcContext& context_;
   const v1::PutRequest& request_;
   v1::LeaseState& response_;
+  const InlineQuota::Hold quota_;  // until the call is over
 
   // Touched by Step only.
   std::shared_ptr<PathHold> hold_;

@@ -1,6 +1,9 @@
 // Put with its bytes in the message.
 #include <gtest/gtest.h>
 
+#include <string>
+#include <thread>
+
 #include "test_server.h"
 
 namespace larder {
@@ -166,6 +169,27 @@ TEST_F(PutInlineTest, CancelledWhileItWaits) {
   EXPECT_TRUE(Eventually([&] { return server_.cache().Stats().sessions == 0; }));
   server_.mover().Pause(false);
   ASSERT_GRPC_OK(Put(Request(3, 1)));
+}
+
+TEST_F(PutInlineTest, BytesOfPutsUnderWayAreBounded) {
+  ASSERT_GRPC_OK(Put(Request(0, 3)));
+  server_.mover().AwaitIdle();
+  server_.cache().Evict(Tier::kHost, 0, ~uint64_t{0});
+  server_.mover().Pause(true);
+  std::thread waits([&] {
+    grpc::ClientContext context;
+    v1::LeaseState state;
+    EXPECT_TRUE(server_.kv().Put(&context, Request(3, 20), &state).ok());
+  });
+  EXPECT_TRUE(Eventually([&] { return server_.cache().Stats().sessions == 1; }));
+  EXPECT_STATUS(Put(Request(0, 50, 2)), RESOURCE_EXHAUSTED,
+                "of Puts under way, allowed are 278528 in all");
+  server_.mover().Pause(false);
+  waits.join();
+  // All of it may be taken again, and then HOST is what refuses.
+  EXPECT_TRUE(Eventually([&] {
+    return Put(Request(0, 50, 2)).error_message().find("HOST") != std::string::npos;
+  }));
 }
 
 }  // namespace

@@ -79,6 +79,7 @@ TestServer::TestServer(bool nvme)
                                                         .sessions = *sessions_,
                                                         .calls = calls_,
                                                         .boot_id = 77,
+                                                        .inline_bytes_max = 68 * kBlockBytes,
                                                         .handover_socket = "/test.handover",
                                                         .version = "test",
                                                         .started = absl::Now(),
