@@ -92,12 +92,35 @@ absl::StatusOr<std::span<std::byte>> Lease::Reserved(uint32_t position, uint32_t
   return At(position, rank);
 }
 
-absl::StatusOr<std::span<std::byte>> Lease::At(uint32_t position, uint32_t rank) const {
-  if (absl::Status held = CheckHeld(); !held.ok()) return held;
-  if (rank >= shards_) {
-    return absl::OutOfRangeError(
-        absl::StrCat("rank ", rank, " has no part: the model has ", shards_, " shards"));
+absl::StatusOr<uint64_t> Lease::DeviceAddress(uint32_t position, uint32_t rank) const {
+  if (position >= places_.size()) {
+    return absl::OutOfRangeError(absl::StrCat("position ", position,
+                                              " is not in the lease, which has ", places_.size(),
+                                              " blocks, the reserved ones included"));
   }
+  if (absl::Status checked = CheckRank(rank); !checked.ok()) return checked;
+  absl::Status device_status;
+  const absl::StatusOr<std::span<std::byte>> part =
+      PartAt(places_[position], rank, block_bytes_, position, [&](uint32_t arena) {
+        const absl::StatusOr<DeviceArena> device = state_->DeviceArenaOf(arena);
+        device_status = device.status();
+        if (!device.ok()) return std::span<std::byte>();
+        return std::span(reinterpret_cast<std::byte*>(device->address), device->bytes);
+      });
+  if (!device_status.ok()) return device_status;
+  if (!part.ok()) return part.status();
+  return reinterpret_cast<uint64_t>(part->data());
+}
+
+absl::Status Lease::CheckRank(uint32_t rank) const {
+  if (absl::Status held = CheckHeld(); !held.ok()) return held;
+  if (rank < shards_) return absl::OkStatus();
+  return absl::OutOfRangeError(
+      absl::StrCat("rank ", rank, " has no part: the model has ", shards_, " shards"));
+}
+
+absl::StatusOr<std::span<std::byte>> Lease::At(uint32_t position, uint32_t rank) const {
+  if (absl::Status checked = CheckRank(rank); !checked.ok()) return checked;
   return PartAt(places_[position], rank, block_bytes_, position,
                 [this](uint32_t arena) { return state_->ArenaBytes(arena); });
 }
@@ -198,12 +221,13 @@ absl::Status Lease::Reserve(uint32_t count, v1::Tier tier) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint32_t> Lease::ReserveUpTo(uint32_t count) {
+absl::StatusOr<uint32_t> Lease::ReserveUpTo(uint32_t count, v1::Tier only) {
   if (count == 0) return absl::InvalidArgumentError("count: 0 given, must be at least 1");
   std::vector<v1::Tier> tiers = {v1::TIER_HOST};
   if (end_ == 0 || places_[end_ - 1].tier == v1::TIER_GPU) {
     tiers.insert(tiers.begin(), v1::TIER_UNSPECIFIED);
   }
+  if (only != v1::TIER_UNSPECIFIED) tiers = {only};
   // What is reserved already lies in one tier, and more can be had only there.
   if (reserved() > 0) tiers = {places_[end_].tier};
   absl::Status full;

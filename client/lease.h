@@ -64,6 +64,13 @@ class Lease {
   // mapped, UNAVAILABLE when the session is lost.
   absl::StatusOr<std::span<const std::byte>> Block(uint32_t position, uint32_t rank = 0) const;
   absl::StatusOr<std::span<std::byte>> Reserved(uint32_t position, uint32_t rank = 0) const;
+  // The same of a block in a device's memory, readable or reserved: its address for kernels there
+  // (DeviceArena). Errors as those of Block and Session::Device.
+  absl::StatusOr<uint64_t> DeviceAddress(uint32_t position, uint32_t rank = 0) const;
+
+  // False once the session is lost: memory of a device went with its daemon, whatever was mapped
+  // stays (session.h).
+  bool Alive() const { return CheckHeld().ok(); }
 
   // --- Calls; their errors are those of kv_cache.proto ---------------------------------
 
@@ -78,9 +85,10 @@ class Lease {
   absl::Status Reserve(uint32_t count, v1::Tier tier = v1::TIER_UNSPECIFIED);
   // As many as there is room for, at most `count`: in the highest tier, else in HOST, else
   // half as many. Past a block that is not in GPU only in HOST: GPU blocks are prefix-closed;
-  // past blocks that are reserved already only in their tier. Answers how many are reserved now,
-  // of at most `count`; RESOURCE_EXHAUSTED when not even one.
-  absl::StatusOr<uint32_t> ReserveUpTo(uint32_t count);
+  // past blocks that are reserved already only in their tier. With `only`, in no other tier than
+  // that. Answers how many are reserved now, of at most `count`; RESOURCE_EXHAUSTED when not even
+  // one.
+  absl::StatusOr<uint32_t> ReserveUpTo(uint32_t count, v1::Tier only = v1::TIER_UNSPECIFIED);
   // Publishes the first tokens.size() / block_tokens reserved blocks. Writes must be complete.
   absl::StatusOr<v1::LeaseState> Put(std::span<const uint32_t> tokens);
   // The same with the bytes in the message, block after block, each with the parts of all
@@ -106,6 +114,7 @@ class Lease {
   Lease(std::shared_ptr<SessionState> state, const Lease& forked_from, uint64_t id);
 
   absl::Status LookupFurther(std::span<const uint32_t> tokens, const LookupOptions& options);
+  absl::Status CheckRank(uint32_t rank) const;
   absl::StatusOr<std::span<std::byte>> At(uint32_t position, uint32_t rank) const;
   absl::Status TakeRun(const v1::Run& run);
   absl::Status CheckHeld() const;

@@ -189,6 +189,11 @@ TEST_F(LeaseTest, ReserveUpToTakesWhatThereIs) {
   EXPECT_EQ(*count, 2u);
   EXPECT_EQ(lease->reserved(), 2u);
   EXPECT_TRUE(absl::IsInvalidArgument(lease->ReserveUpTo(0).status()));
+  // The CPU reaches them, kernels of a device do not.
+  EXPECT_TRUE(lease->Reserved(0).ok());
+  EXPECT_TRUE(absl::IsNotFound(lease->DeviceAddress(0).status()));
+  EXPECT_TRUE(absl::IsOutOfRange(lease->DeviceAddress(2).status()));
+  EXPECT_TRUE(absl::IsOutOfRange(lease->DeviceAddress(0, 1).status()));
   // No more is to be had: what it has is the answer, and another tier is not asked.
   daemon_->AnswerReserve({});
   const int calls = daemon_->Calls("Reserve");

@@ -96,7 +96,9 @@ class Worker {
     std::vector<std::byte> block(kBlockBytes);
     for (uint32_t i = 0; i < kPromptBlocks; ++i) {
       Fill(block, SeedOf(prompt, i));
-      WriteDevice(device_, gpu_.address + lease->places()[i].offset, block);
+      const auto address = lease->DeviceAddress(i);
+      ASSERT_TRUE(address.ok()) << address.status();
+      WriteDevice(device_, *address, block);
     }
     const auto put = lease->Put(tokens);
     ASSERT_TRUE(put.ok()) << put.status();
@@ -119,6 +121,7 @@ class Worker {
     for (uint32_t i = 0; i < lease->end(); ++i) {
       const BlockPlace& place = lease->places()[i];
       EXPECT_EQ(place.tier, v1::TIER_GPU) << i;
+      EXPECT_EQ(lease->DeviceAddress(i).value_or(0), gpu_.address + place.offset);
       EXPECT_TRUE(IsFilled(ReadDevice(device_, gpu_.address + place.offset, kBlockBytes),
                            SeedOf(prompt, i)))
           << prompt << ", " << i;
