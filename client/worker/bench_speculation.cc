@@ -94,7 +94,7 @@ class SpeculationRun {
   absl::StatusOr<Outcome> MeasureLeased(const Setting& setting, const Daemon& daemon) {
     CacheOptions cache;
     cache.address = daemon.address();
-    CacheSession session(cache, bench_.spec(), nullptr);
+    CacheSession session(cache, bench_.spec(), transformer_.block_memory().device(), nullptr);
     Outcome outcome;
     for (uint64_t i = 0; i < kPrompts; ++i) {
       absl::StatusOr<Lease> lease = session.Lookup(PromptOf(i), {});

@@ -12,6 +12,8 @@ namespace {
 
 class HostMemory final : public BlockMemory {
  public:
+  std::optional<DeviceUuid> device() const override { return std::nullopt; }
+
   absl::StatusOr<std::shared_ptr<std::byte>> Allocate(uint64_t bytes) override {
     void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

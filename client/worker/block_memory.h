@@ -4,17 +4,24 @@
 // Thread safety: as the forward pass it belongs to; HostBlockMemory() from any thread.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
 
 namespace larder::worker {
 
+using DeviceUuid = std::array<uint8_t, 16>;
+
 class BlockMemory {
  public:
   virtual ~BlockMemory() = default;
+
+  // The GPU whose kernels read and write it; nothing: it is the host's.
+  virtual std::optional<DeviceUuid> device() const = 0;
 
   // `bytes` > 0 of zeros, aligned to 64 bytes; given back with the last reference, before this
   // object. RESOURCE_EXHAUSTED where there is not so much.

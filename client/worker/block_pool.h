@@ -38,6 +38,8 @@ class BlockPool {
   // One block's bytes, of the pool's or another that passes read, into a block of the pool's.
   void Copy(std::byte* to, const std::byte* from) { memory_.Copy(to, from, block_bytes_); }
 
+  // Whether blocks lie in a GPU's memory, where the CPU cannot touch them.
+  bool on_device() const { return memory_.device().has_value(); }
   uint64_t blocks() const { return blocks_; }
   uint64_t used() const { return used_; }
   uint64_t block_bytes() const { return block_bytes_; }

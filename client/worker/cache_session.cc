@@ -5,12 +5,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "storage/cuda_device.h"
 
 namespace larder::worker {
 namespace {
 
 constexpr absl::Duration kPauseMin = absl::Milliseconds(100);
 constexpr absl::Duration kPauseMax = absl::Seconds(5);
+// Models of one shard lie in the first rank's memory, which is the first arena (handover.h).
+constexpr uint32_t kGpuArena = 0;
 
 v1::DType WireType(Dtype dtype) {
   switch (dtype) {
@@ -26,6 +29,12 @@ v1::DType WireType(Dtype dtype) {
 
 }  // namespace
 
+std::string DeviceName(const DeviceUuid& uuid) {
+  CudaUuid same;
+  std::copy(uuid.begin(), uuid.end(), same.bytes);
+  return FormatCudaUuid(same);
+}
+
 v1::ModelSpec SpecOf(std::string_view name, const KvGeometry& geometry) {
   v1::ModelSpec spec;
   spec.set_name(std::string(name));
@@ -39,9 +48,11 @@ v1::ModelSpec SpecOf(std::string_view name, const KvGeometry& geometry) {
   return spec;
 }
 
-CacheSession::CacheSession(CacheOptions options, v1::ModelSpec spec, Notice on_notice)
+CacheSession::CacheSession(CacheOptions options, v1::ModelSpec spec,
+                           std::optional<DeviceUuid> device, Notice on_notice)
     : options_(std::move(options)),
       spec_(std::move(spec)),
+      device_(device.has_value() ? DeviceName(*device) : ""),
       on_notice_(on_notice ? std::move(on_notice) : [](std::string_view) {}),
       lost_(absl::UnavailableError("not attached yet")),
       pause_(kPauseMin) {
@@ -61,12 +72,25 @@ absl::Status CacheSession::Attach() {
   if (!model.ok()) return model.status();
   absl::StatusOr<Session> session = client->NewSession(options_.worker);
   if (!session.ok()) return session.status();
+  if (absl::Status checked = CheckDevice(*session); !checked.ok()) return checked;
   client_ = *std::move(client);
   model_ = *std::move(model);
   session_ = *std::move(session);
   lost_ = absl::OkStatus();
   pause_ = kPauseMin;
   return absl::OkStatus();
+}
+
+absl::Status CacheSession::CheckDevice(const Session& session) const {
+  if (device_.empty()) return absl::OkStatus();
+  const absl::StatusOr<DeviceArena> arena = session.Device(kGpuArena);
+  if (absl::IsUnavailable(arena.status())) return arena.status();
+  if (arena.ok() && arena->device == device_) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("cache: the larderd at ", options_.address, " has no GPU tier for ", device_,
+                   ", where this worker computes (",
+                   arena.ok() ? absl::StrCat("it is on ", arena->device) : arena.status().message(),
+                   "); start it with --gpu=cuda:", device_, " and --gpu-bytes"));
 }
 
 void CacheSession::Detach(const absl::Status& why) {

@@ -7,6 +7,9 @@
 //      at first, doubling up to 5 s.
 //   2. Leases of a session that was lost stay readable: they keep its mappings (session.h).
 //   3. A daemon that drains is left at the next Tend, so that it need not wait for this worker.
+//   4. Who computes on a GPU has a session only with a daemon whose GPU tier is in that GPU's
+//   memory
+//      and open here: all else is memory that its kernels cannot touch.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "client/client.h"
+#include "client/worker/block_memory.h"
 #include "client/worker/kv_geometry.h"
 #include "larder/v1/types.pb.h"
 
@@ -38,6 +42,9 @@ struct CacheOptions {
   std::string worker = "larder-worker";  // a name for people
 };
 
+// "GPU-...", as larderd's --gpu=cuda:DEVICE takes it and nvidia-smi -L says it.
+std::string DeviceName(const DeviceUuid& uuid);
+
 // What the daemon knows these blocks by. The name is the architecture's, not a path's: equal
 // weights are one model wherever they lie.
 v1::ModelSpec SpecOf(std::string_view name, const KvGeometry& geometry);
@@ -46,11 +53,13 @@ class CacheSession {
  public:
   using Notice = std::function<void(std::string_view)>;
 
-  // Tries to attach; whether it worked, the first Lookup tells.
-  CacheSession(CacheOptions options, v1::ModelSpec spec, Notice on_notice);
+  // Tries to attach; whether it worked, lost() and the first Lookup tell. `device`: the GPU that
+  // computes; nothing: the CPU does.
+  CacheSession(CacheOptions options, v1::ModelSpec spec, std::optional<DeviceUuid> device,
+               Notice on_notice);
 
   // Leases the longest cached prefix, possibly of nothing. UNAVAILABLE while there is no daemon;
-  // other errors as Session::Lookup.
+  // FAILED_PRECONDITION while that has no GPU tier for the device; other errors as Session::Lookup.
   absl::StatusOr<Lease> Lookup(std::span<const uint32_t> tokens, const LookupOptions& options);
 
   // Notices a lost session, and leaves a daemon that is stopping.
@@ -62,11 +71,13 @@ class CacheSession {
 
  private:
   absl::Status Attach();
+  absl::Status CheckDevice(const Session& session) const;
   void Detach(const absl::Status& why);
   void Pause();
 
   const CacheOptions options_;
   const v1::ModelSpec spec_;
+  const std::string device_;  // as DeviceArena names it; empty: the CPU
   const Notice on_notice_;
 
   std::optional<Client> client_;

@@ -24,16 +24,19 @@ Engine::Impl::Impl(Transformer& transformer, EngineOptions options, std::unique_
       block_tokens_(transformer.options().block_tokens),
       context_(transformer.options().keys_before_rope ? std::numeric_limits<uint32_t>::max()
                                                       : transformer.config().max_positions),
-      pool_(std::move(pool)) {}
+      pool_(std::move(pool)),
+      lowest_tier_(pool_->on_device() ? v1::TIER_GPU : v1::TIER_HOST) {}
 
 absl::Status Engine::Impl::Start() {
   if (!options_.cache.has_value()) return absl::OkStatus();
   cache_.emplace(
       *options_.cache,
       SpecOf(ArchitectureName(transformer_.config().architecture), transformer_.geometry()),
-      options_.on_notice);
+      transformer_.block_memory().device(), options_.on_notice);
   // What the daemon will never accept is a mistake of ours, and no reason to go on without it.
-  if (absl::IsInvalidArgument(cache_->lost())) return cache_->lost();
+  if (absl::IsInvalidArgument(cache_->lost()) || absl::IsFailedPrecondition(cache_->lost())) {
+    return cache_->lost();
+  }
   absl::StatusOr<PrefillRate> rate =
       Calibrate(transformer_, *pool_, options_.chunk_tokens, context_);
   if (!rate.ok()) return rate.status();
@@ -49,8 +52,10 @@ uint64_t Engine::Impl::TokensMax(const Request& request) const {
 }
 
 // Every sample's own blocks, the prompt's shared ones, and one for a token that is recomputed.
+// Samples that may have to start again (Restart) no longer share.
 uint64_t Engine::Impl::BlocksNeeded(const Request& request) const {
-  const uint64_t shared = request.prompt.size() / block_tokens_;
+  const bool may_restart = options_.cache.has_value() && pool_->on_device();
+  const uint64_t shared = may_restart ? 0 : request.prompt.size() / block_tokens_;
   const uint64_t all = (TokensMax(request) + block_tokens_ - 1) / block_tokens_;
   return shared + (all - shared) * request.samples + 1;
 }
@@ -104,11 +109,6 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Transformer& transformer,
   }
   if (options.chunk_tokens == 0 || options.chunk_tokens > rows - options.sequences_max) {
     return OutOfRange("chunk_tokens", options.chunk_tokens, 1, rows - options.sequences_max);
-  }
-  if (options.cache.has_value() && transformer.options().device == Device::kCuda) {
-    return absl::UnimplementedError(
-        "cache: a larderd's blocks are read where they lie, in the host's memory; with device cuda "
-        "allowed: none");
   }
   absl::StatusOr<std::unique_ptr<BlockPool>> pool = BlockPool::Create(
       transformer.block_memory(), options.pool_bytes, transformer.geometry().BlockBytes());

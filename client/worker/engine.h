@@ -17,14 +17,18 @@
 //
 // Invariants:
 //   1. The tokens of a result depend on the request and the model alone: not on the cache, its
-//      loss, the other requests or the chunk size. On CUDA that holds but for tokens that are nearly
-//      tied (transformer.h, invariant 1), and there is no cache.
+//      loss, the other requests or the chunk size. On CUDA that holds but for tokens that are
+//      nearly tied (transformer.h, invariant 1).
 //   2. No request fails because of the cache. What it does not give is computed; what it does
 //      not take is kept in the worker's own pool.
 //   3. A request in the batch always has room: it is admitted when the pool could hold all its
 //      blocks, even if the cache held none of them.
 //   4. A request never waits longer for a restore than what has arrived saves, plus a tenth of
 //      computing it all (restore.h; CacheOptions::restore_patience).
+//   5. On CUDA no token is chosen from, and nothing published of, blocks of a daemon that is known
+//   to
+//      be gone: a GPU's memory goes with the process that it belongs to. Such a sequence keeps its
+//      tokens and computes their K/V again, in the worker's own pool.
 #pragma once
 
 #include <cstdint>
@@ -65,7 +69,8 @@ class Engine {
  public:
   // `transformer` outlives the engine and is used by nobody else meanwhile. With a cache, measures
   // the prefill rate first: three chunks' work. INVALID_ARGUMENT naming the option, its value and
-  // the bound; UNIMPLEMENTED for a cache on CUDA.
+  // the bound; FAILED_PRECONDITION where a daemon answers that has no GPU tier in the memory of the
+  // GPU that computes.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Transformer& transformer,
                                                         EngineOptions options);
   ~Engine();

@@ -8,6 +8,7 @@ namespace larder::worker {
 
 absl::Status Engine::Impl::Step() {
   if (cache_.has_value()) cache_->Tend();
+  RestartLost();
   CollectRestored();
   const std::vector<Work> work = Plan();
   if (!work.empty()) return Compute(work);
@@ -42,7 +43,8 @@ absl::Status Engine::Impl::Compute(std::span<const Work> work) {
   std::span<const float> rows = logits_;
   for (size_t i = 0; i < work.size(); ++i) {
     const size_t used = chunks[i].logits == Logits::kLast ? vocab : 0;
-    Advance(work[i], rows.first(used));
+    // What was lost while it was read may have been read wrong.
+    if (!work[i].sequence->blocks.Lost()) Advance(work[i], rows.first(used));
     rows = rows.subspan(used);
   }
   for (auto& sequence : forked_) sequences_.push_back(std::move(sequence));

@@ -6,19 +6,33 @@
 
 namespace larder::worker {
 
+// Sequences whose blocks went with a daemon's GPU memory keep their tokens, and nothing else.
+void Engine::Impl::RestartLost() {
+  for (const auto& sequence : sequences_) {
+    if (!sequence->blocks.Lost()) continue;
+    RequestStats& stats = sequence->job->result.stats;
+    stats.given_up_blocks += (stats.reused_tokens() + block_tokens_ - 1) / block_tokens_;
+    stats.reused_gpu_tokens = stats.reused_host_tokens = stats.reused_nvme_tokens = 0;
+    stats.published_blocks += sequence->blocks.counts().published;
+    stats.local_blocks += sequence->blocks.counts().local;
+    sequence->blocks = KvBlocks(*pool_, block_tokens_);
+    sequence->computed = 0;
+  }
+}
+
 // Every decoding sequence's token; of what may be prefilled, the oldest first, and further
 // requests only when those under way leave room in the step.
 auto Engine::Impl::Plan() -> std::vector<Work> {
   std::vector<Work> work;
   for (const auto& sequence : sequences_) {
-    if (sequence->decoding()) work.push_back({sequence.get(), 1});
+    if (sequence->stepping()) work.push_back({sequence.get(), 1});
   }
   uint32_t room = options_.chunk_tokens;
   for (size_t i = 0; room > 0; ++i) {
     while (i == sequences_.size() && AdmitNext()) {
     }
     if (i == sequences_.size()) break;
-    if (sequences_[i]->decoding()) continue;
+    if (sequences_[i]->stepping()) continue;
     const uint32_t count = std::min(room, sequences_[i]->pending());
     work.push_back({sequences_[i].get(), count});
     room -= count;
@@ -54,8 +68,10 @@ void Engine::Impl::LookUp(Job& job) {
   if (!lease.ok()) return Begin(job, std::nullopt, {});
   stats.cut_blocks = lease->restore().cut_blocks() + CutByBreakEven(*lease, stats);
   const std::vector<BlockPlace> found(lease->places().begin(), lease->places().end());
-  if (FirstUnreadable(*lease) == lease->end()) return Begin(job, *std::move(lease), found);
-  auto restore = std::make_unique<Restore>(*std::move(lease), prompt_tokens, rate_,
+  if (FirstUnreadable(*lease, lowest_tier_) == lease->end()) {
+    return Begin(job, *std::move(lease), found);
+  }
+  auto restore = std::make_unique<Restore>(*std::move(lease), lowest_tier_, prompt_tokens, rate_,
                                            options_.cache->restore_patience, [this] {
                                              absl::MutexLock lock(&mutex_);
                                              ++restores_done_;
@@ -67,7 +83,7 @@ void Engine::Impl::LookUp(Job& job) {
 // restored, and that later tokens take longer to compute. Answers the blocks cut.
 uint32_t Engine::Impl::CutByBreakEven(Lease& lease, RequestStats& stats) const {
   const uint32_t end = lease.end();
-  const uint32_t readable = FirstUnreadable(lease);
+  const uint32_t readable = FirstUnreadable(lease, lowest_tier_);
   if (readable == end) return 0;
   stats.restore_estimate = absl::Microseconds(lease.restore().microseconds());
   stats.compute_estimate = rate_.Estimate(readable * block_tokens_, end * block_tokens_);

@@ -61,6 +61,9 @@ class Engine::Impl {
 
     uint32_t pending() const { return static_cast<uint32_t>(tokens.size()) - computed; }
     bool decoding() const { return tokens.size() > job->request.prompt.size(); }
+    // Only its newest token is to be computed. A sequence that was started again is prefilled
+    // first, the tokens chosen so far like a prompt's.
+    bool stepping() const { return decoding() && pending() == 1; }
   };
 
   struct Restoring {
@@ -82,6 +85,7 @@ class Engine::Impl {
   uint64_t TokensMax(const Request& request) const;
 
   // Planning: what the next step computes.
+  void RestartLost();
   std::vector<Work> Plan();
   bool AdmitNext();
   void LookUp(Job& job);
@@ -104,6 +108,7 @@ class Engine::Impl {
   const uint32_t block_tokens_;
   const uint64_t context_;  // tokens whose K/V a sequence may have
   const std::unique_ptr<BlockPool> pool_;
+  const v1::Tier lowest_tier_;  // in which the forward pass reads blocks in place
 
   // The caller's thread's.
   std::optional<CacheSession> cache_;

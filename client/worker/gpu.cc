@@ -1,5 +1,6 @@
 #include "client/worker/gpu.h"
 
+#include <algorithm>
 #include <bit>
 #include <utility>
 
@@ -49,19 +50,18 @@ absl::Status GpuBuffer::Grow(size_t bytes, absl::StatusOr<GpuBuffer> (*allocate)
 absl::StatusOr<std::unique_ptr<Gpu>> Gpu::Open() {
   int device = 0;
   absl::Status status = FromCuda(cudaGetDevice(&device), "the device");
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    status.Update(FromCuda(cudaDeviceGetAttribute(&value, which, device), "the device"));
-    return value;
-  };
-  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
-  const int version = attribute(cudaDevAttrComputeCapabilityMajor) * 10 +
-                      attribute(cudaDevAttrComputeCapabilityMinor);
   if (!status.ok()) return status;
+  cudaDeviceProp properties;
+  status = FromCuda(cudaGetDeviceProperties(&properties, device), "the device");
+  if (!status.ok()) return status;
+  DeviceUuid uuid;
+  std::copy_n(std::begin(properties.uuid.bytes), uuid.size(), uuid.begin());
   cudaStream_t stream = nullptr;
   status = FromCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
   if (!status.ok()) return status;
-  return std::unique_ptr<Gpu>(new Gpu(stream, multiprocessors, absl::StrCat("sm_", version)));
+  return std::unique_ptr<Gpu>(new Gpu(stream, properties.multiProcessorCount,
+                                      absl::StrCat("sm_", properties.major * 10 + properties.minor),
+                                      uuid));
 }
 
 Gpu::~Gpu() { cudaStreamDestroy(stream_); }

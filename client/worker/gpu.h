@@ -65,16 +65,18 @@ class Gpu final : public BlockMemory {
   // Waits for the stream. OK, or the first error of all.
   absl::Status Finish();
 
+  std::optional<DeviceUuid> device() const override { return uuid_; }
   absl::StatusOr<std::shared_ptr<std::byte>> Allocate(uint64_t bytes) override;
   void Copy(std::byte* to, const std::byte* from, uint64_t bytes) override;
 
  private:
-  Gpu(cudaStream_t stream, int32_t multiprocessors, std::string name)
-      : stream_(stream), multiprocessors_(multiprocessors), name_(std::move(name)) {}
+  Gpu(cudaStream_t stream, int32_t multiprocessors, std::string name, DeviceUuid uuid)
+      : stream_(stream), multiprocessors_(multiprocessors), name_(std::move(name)), uuid_(uuid) {}
 
   const cudaStream_t stream_;
   const int32_t multiprocessors_;
   const std::string name_;
+  const DeviceUuid uuid_;
   absl::Status failed_;
 };
 

@@ -19,14 +19,31 @@ KvBlocks::KvBlocks(BlockPool& pool, Lease lease, bool publish)
   reserving_ = publish;
   putting_ = publish;
   for (uint32_t position = 0; position < lease_->end(); ++position) {
-    absl::StatusOr<std::span<const std::byte>> block = lease_->Block(position);
+    absl::StatusOr<std::byte*> block = Leased(position);
     if (!block.ok()) {
       reserving_ = false;
       break;
     }
-    // Never written (invariant 2): kernels take one table for what they read and write.
-    AppendLeased(const_cast<std::byte*>(block->data()));
+    AppendLeased(*block);
   }
+}
+
+// Where the forward pass reaches a block of the lease, readable or reserved.
+absl::StatusOr<std::byte*> KvBlocks::Leased(uint32_t position) const {
+  if (pool_->on_device()) {
+    const absl::StatusOr<uint64_t> address = lease_->DeviceAddress(position);
+    if (!address.ok()) return address.status();
+    return reinterpret_cast<std::byte*>(*address);
+  }
+  if (position >= lease_->end()) {
+    const absl::StatusOr<std::span<std::byte>> block = lease_->Reserved(position);
+    if (!block.ok()) return block.status();
+    return block->data();
+  }
+  const absl::StatusOr<std::span<const std::byte>> block = lease_->Block(position);
+  if (!block.ok()) return block.status();
+  // Never written (invariant 2): kernels take one table for what they read and write.
+  return const_cast<std::byte*>(block->data());
 }
 
 void KvBlocks::Append(BlockRef block) {
@@ -36,6 +53,7 @@ void KvBlocks::Append(BlockRef block) {
 
 void KvBlocks::AppendLeased(std::byte* block) {
   Append(BlockRef(lease_, block));
+  lender_ = lease_;
   ++leased_;
 }
 
@@ -53,13 +71,14 @@ void KvBlocks::Replace(uint32_t position, BlockRef block) {
 bool KvBlocks::AppendReserved(uint32_t blocks_expected) {
   const uint64_t want =
       std::min<uint64_t>(std::max(blocks_expected, size() + 1) - lease_->end(), kReserveMax);
-  absl::StatusOr<uint32_t> reserved = lease_->ReserveUpTo(static_cast<uint32_t>(want));
+  absl::StatusOr<uint32_t> reserved = lease_->ReserveUpTo(
+      static_cast<uint32_t>(want), pool_->on_device() ? v1::TIER_GPU : v1::TIER_UNSPECIFIED);
   if (!reserved.ok()) return false;
   const uint32_t before = size();
   while (size() < lease_->end() + *reserved) {
-    absl::StatusOr<std::span<std::byte>> block = lease_->Reserved(size());
+    absl::StatusOr<std::byte*> block = Leased(size());
     if (!block.ok()) return false;
-    AppendLeased(block->data());
+    AppendLeased(*block);
   }
   return size() > before;
 }
@@ -95,6 +114,7 @@ KvBlocks KvBlocks::Fork(uint64_t tokens) {
   const auto whole = static_cast<uint32_t>(tokens / block_tokens_);
   LARDER_CHECK(BlocksOf(tokens) <= size());
   KvBlocks fork(*pool_, block_tokens_);
+  fork.lender_ = lender_;
   for (uint32_t i = 0; i < whole; ++i) fork.Append(blocks_[i]);
   if (reserving_ && putting_ && lease_->end() == whole) {
     if (absl::StatusOr<Lease> lease = lease_->Fork(); lease.ok()) {

@@ -11,7 +11,8 @@
 //
 // Invariants:
 //   1. Every block of the table stays readable and writable where it is written, whatever
-//      becomes of the daemon: references keep lease and mapping.
+//      becomes of the daemon: references keep lease and mapping. A GPU's memory is not kept by
+//      them: it goes with the daemon, and Lost says so.
 //   2. A block that others can see, cached or shared with a fork, is never written. The two
 //      blocks that would be are copied first: the unfinished tail by Fork, the block of a
 //      recomputed token by MakePrivate.
@@ -39,8 +40,8 @@ class KvBlocks {
 
   // All blocks are the pool's, which outlives this.
   KvBlocks(BlockPool& pool, uint32_t block_tokens) : pool_(&pool), block_tokens_(block_tokens) {}
-  // Reads the lease's blocks, all of which are in GPU or HOST; fewer where its session is lost
-  // already. With `publish`, new blocks are reserved past them.
+  // Reads the lease's blocks, all of which are in GPU or HOST, on a GPU all in GPU; fewer where its
+  // session is lost already. With `publish`, new blocks are reserved past them.
   KvBlocks(BlockPool& pool, Lease lease, bool publish);
 
   KvBlocks(KvBlocks&&) noexcept = default;
@@ -67,9 +68,14 @@ class KvBlocks {
   // Puts a copy of the pool's in the place of a block, so that it may be written.
   void MakePrivate(uint32_t position);
 
+  // The table has blocks of a daemon's GPU memory, and the session is over: nothing that was
+  // computed from the table since may be used, and all of its K/V are to be computed again.
+  bool Lost() const { return pool_->on_device() && lender_ != nullptr && !lender_->Alive(); }
+
   const Counts& counts() const { return counts_; }
 
  private:
+  absl::StatusOr<std::byte*> Leased(uint32_t position) const;
   void Append(BlockRef block);
   void AppendLeased(std::byte* block);
   void AppendLocal();
@@ -80,9 +86,12 @@ class KvBlocks {
   BlockPool* pool_;
   uint32_t block_tokens_;
   std::shared_ptr<Lease> lease_;  // shared with the references to its blocks
-  bool reserving_ = false;        // every block of the table is the lease's
-  bool putting_ = false;          // no Put has failed
-  uint32_t leased_ = 0;           // leading blocks that are the lease's, reserved ones included
+  // A lease of the session whose blocks the table has, this one's or one forked from; null: it has
+  // none.
+  std::shared_ptr<const Lease> lender_;
+  bool reserving_ = false;  // every block of the table is the lease's
+  bool putting_ = false;    // no Put has failed
+  uint32_t leased_ = 0;     // leading blocks that are the lease's, reserved ones included
   std::vector<BlockRef> blocks_;
   std::vector<std::byte*> table_;  // their addresses
   Counts counts_;

@@ -17,18 +17,19 @@ constexpr absl::Duration kTimeoutMax = absl::Hours(1);
 
 }  // namespace
 
-uint32_t FirstUnreadable(const Lease& lease) {
+uint32_t FirstUnreadable(const Lease& lease, v1::Tier lowest) {
   const std::span<const BlockPlace> places = lease.places().first(lease.end());
-  const auto found = std::find_if(places.begin(), places.end(), [](const BlockPlace& place) {
-    return place.tier != v1::TIER_GPU && place.tier != v1::TIER_HOST;
+  const auto found = std::find_if(places.begin(), places.end(), [lowest](const BlockPlace& place) {
+    return place.tier != v1::TIER_GPU && place.tier != lowest;
   });
   return static_cast<uint32_t>(found - places.begin());
 }
 
-Restore::Restore(Lease lease, uint32_t prompt_tokens, const PrefillRate& rate, double patience,
-                 std::function<void()> on_done)
+Restore::Restore(Lease lease, v1::Tier tier, uint32_t prompt_tokens, const PrefillRate& rate,
+                 double patience, std::function<void()> on_done)
     : lease_(std::move(lease)),
-      first_(FirstUnreadable(lease_)),
+      tier_(tier),
+      first_(FirstUnreadable(lease_, tier)),
       prompt_tokens_(prompt_tokens),
       rate_(rate),
       patience_(patience),
@@ -60,12 +61,11 @@ void Restore::Run() {
     const absl::Duration budget = Budget(ready, absl::FromChrono(SteadyClock::now() - start));
     if (budget < kTimeoutMin) break;
     PrefetchOptions options;
-    // HOST is read in place as well as GPU: this worker computes on the CPU.
-    options.tier = v1::TIER_HOST;
+    options.tier = tier_;
     options.policy = v1::PREFETCH_POLICY_TIMEOUT;
     options.policy_timeout = std::min(budget, kTimeoutMax);
     const absl::StatusOr<PrefetchResult> result = lease_.Prefetch(options);
-    ready = FirstUnreadable(lease_);
+    ready = FirstUnreadable(lease_, tier_);
     // Gone, unreadable, or no room for more: waiting again brings nothing.
     if (!result.ok() || result->unreadable_position.has_value()) break;
     if (ready >= result->promised_blocks) break;

@@ -1,4 +1,5 @@
-// Restore: brings the blocks of a lease up that are on NVMe, for as long as that pays.
+// Restore: brings the blocks of a lease up to where they can be read in place, from NVMe, and for a
+// GPU from HOST as well, for as long as that pays.
 //
 // At any moment, what has arrived saves the time of computing it. The wait ends when
 //
@@ -24,14 +25,15 @@
 
 namespace larder::worker {
 
-// The first block that cannot be read in place, or the lease's end.
-uint32_t FirstUnreadable(const Lease& lease);
+// The first block that cannot be read in place, or the lease's end. `lowest` is the lowest tier in
+// which blocks can: GPU for who computes on a GPU, HOST for who computes on the CPU.
+uint32_t FirstUnreadable(const Lease& lease, v1::Tier lowest);
 
 class Restore {
  public:
-  // `on_done` is called from the thread, last.
-  Restore(Lease lease, uint32_t prompt_tokens, const PrefillRate& rate, double patience,
-          std::function<void()> on_done);
+  // To `tier`, the lowest that can be read in place. `on_done` is called from the thread, last.
+  Restore(Lease lease, v1::Tier tier, uint32_t prompt_tokens, const PrefillRate& rate,
+          double patience, std::function<void()> on_done);
   ~Restore();
   Restore(const Restore&) = delete;
   Restore& operator=(const Restore&) = delete;
@@ -46,6 +48,7 @@ class Restore {
   absl::Duration Budget(uint32_t ready, absl::Duration waited) const;
 
   Lease lease_;
+  const v1::Tier tier_;
   const uint32_t first_;  // block; what is below was readable before
   const uint32_t prompt_tokens_;
   const PrefillRate rate_;

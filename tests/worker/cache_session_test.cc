@@ -11,7 +11,7 @@ namespace {
 class CacheSessionTest : public testing::Test {
  protected:
   CacheSession Open() {
-    return CacheSession(daemon_.options(), v1::ModelSpec(),
+    return CacheSession(daemon_.options(), v1::ModelSpec(), std::nullopt,
                         [this](std::string_view text) { notices_.emplace_back(text); });
   }
 
@@ -82,6 +82,21 @@ TEST_F(CacheSessionTest, AnErrorOfOneLookupIsNoLoss) {
   EXPECT_TRUE(absl::IsResourceExhausted(cache.Lookup(tokens_, {}).status()));
   EXPECT_TRUE(cache.attached());
   EXPECT_TRUE(notices_.empty());
+}
+
+// A worker on a GPU can do nothing with blocks elsewhere, and says what the daemon lacks.
+TEST_F(CacheSessionTest, WantsTheGpuTierOfItsDevice) {
+  DeviceUuid uuid;
+  for (uint8_t i = 0; i < 16; ++i) uuid[i] = i;
+  const CacheSession cache(daemon_.options(), v1::ModelSpec(), uuid,
+                           [this](std::string_view text) { notices_.emplace_back(text); });
+  EXPECT_FALSE(cache.attached());
+  EXPECT_TRUE(absl::IsFailedPrecondition(cache.lost())) << cache.lost();
+  EXPECT_NE(cache.lost().message().find(
+                "start it with --gpu=cuda:GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"),
+            std::string::npos)
+      << cache.lost();
+  EXPECT_EQ(notices_.size(), 1u);
 }
 
 TEST(SpecOf, SaysAllThatBlocksDependOn) {

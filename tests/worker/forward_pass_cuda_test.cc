@@ -266,14 +266,6 @@ TEST_P(CudaForwardPassTest, AnEngineGenerates) {
   }
 }
 
-TEST_P(CudaForwardPassTest, AnEngineHasNoCache) {
-  EngineOptions options;
-  options.cache.emplace().address = "unix:/nowhere";
-  const absl::Status status = Engine::Create(*gpu_, std::move(options)).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("cache: "));
-}
-
 INSTANTIATE_TEST_SUITE_P(Models, CudaForwardPassTest, testing::Values("tiny_qwen2", "tiny_llama3"),
                          [](const auto& info) { return std::string(info.param); });
 

@@ -28,7 +28,8 @@ class RestoreTest : public testing::Test {
     Lease lease = daemon_.LookUp(2, 3);
     daemon_.AnswerState(2, 0);
     absl::Notification told;
-    Restore restore(std::move(lease), 5 * kBlockTokens, rate, patience, [&] { told.Notify(); });
+    Restore restore(std::move(lease), v1::TIER_HOST, 5 * kBlockTokens, rate, patience,
+                    [&] { told.Notify(); });
     told.WaitForNotification();
     EXPECT_TRUE(restore.done());
     return restore.Take();
@@ -44,8 +45,24 @@ TEST_F(RestoreTest, BringsBlocksUp) {
   daemon_.fake().AnswerPrefetch({all});
   const Lease lease = Run(SlowToCompute());
   EXPECT_EQ(lease.end(), 5u);
-  EXPECT_EQ(FirstUnreadable(lease), 5u);
+  EXPECT_EQ(FirstUnreadable(lease, v1::TIER_HOST), 5u);
   EXPECT_EQ(daemon_.fake().Calls("Truncate"), 0);
+}
+
+// What is in HOST is read in place by a CPU, and has to be brought up for a GPU.
+TEST_F(RestoreTest, HostIsBelowAGpu) {
+  Lease lease = daemon_.LookUp(2, 3);
+  EXPECT_EQ(FirstUnreadable(lease, v1::TIER_HOST), 2u);
+  EXPECT_EQ(FirstUnreadable(lease, v1::TIER_GPU), 0u);
+  v1::PrefetchEvent some = Event(2, 2);
+  *some.add_runs() = FakeDaemon::GpuRun(0, {8 * kBlockBytes, 9 * kBlockBytes});
+  some.set_done(true);
+  daemon_.fake().AnswerPrefetch({some});
+  daemon_.AnswerState(2, 0);
+  Restore restore(std::move(lease), v1::TIER_GPU, 5 * kBlockTokens, SlowToCompute(), 0.1, [] {});
+  lease = restore.Take();
+  EXPECT_EQ(lease.end(), 2u);
+  EXPECT_EQ(FirstUnreadable(lease, v1::TIER_GPU), 2u);
 }
 
 TEST_F(RestoreTest, AsksAgainWhileMoreArrives) {
@@ -60,7 +77,7 @@ TEST_F(RestoreTest, AsksAgainWhileMoreArrives) {
                           .far_begin = 100,
                           .far = absl::Milliseconds(100)});
   Lease lease = daemon_.LookUp(2, 3);
-  Restore restore(std::move(lease), 5 * kBlockTokens, rate, 0.1, [] {});
+  Restore restore(std::move(lease), v1::TIER_HOST, 5 * kBlockTokens, rate, 0.1, [] {});
   lease = restore.Take();
   EXPECT_EQ(lease.end(), 3u);
   EXPECT_GT(daemon_.fake().Calls("Prefetch"), 1);
@@ -95,10 +112,10 @@ TEST_F(RestoreTest, WhatIsComputedAtOnceIsNotWaitedFor) {
 TEST_F(RestoreTest, ALostDaemonEndsIt) {
   Lease lease = daemon_.LookUp(2, 3);
   daemon_.Kill();
-  Restore restore(std::move(lease), 5 * kBlockTokens, SlowToCompute(), 0.1, [] {});
+  Restore restore(std::move(lease), v1::TIER_HOST, 5 * kBlockTokens, SlowToCompute(), 0.1, [] {});
   lease = restore.Take();
   // Not truncated: nobody answered. Its NVMe part stays unreadable.
-  EXPECT_EQ(FirstUnreadable(lease), 2u);
+  EXPECT_EQ(FirstUnreadable(lease, v1::TIER_HOST), 2u);
 }
 
 }  // namespace
