@@ -1,6 +1,8 @@
 #include "client/worker/bench.h"
 
 #include <algorithm>
+#include <numeric>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -15,7 +17,6 @@ namespace larder::worker::bench {
 namespace {
 
 constexpr uint64_t kTokensSeed = 20'261'124;
-constexpr uint32_t kPrefixTokensMax = 4'000;
 constexpr uint64_t kDocumentStride = 4'999;  // tokens from one document to the next
 // What a restore takes is measured also where a request would no longer wait for it.
 constexpr double kPatience = 10;
@@ -30,7 +31,8 @@ Bench::Bench(const ModelFlags& model, BenchOptions options, Report report)
 
 absl::StatusOr<Transformer*> Bench::LoadModel() {
   if (transformer_ == nullptr) {
-    absl::StatusOr<std::unique_ptr<Transformer>> loaded = model_.Load(kChunkTokens + kSequencesMax);
+    absl::StatusOr<std::unique_ptr<Transformer>> loaded =
+        model_.Load(std::max(options_.chunk_tokens, kChunkTokens) + kSequencesMax);
     if (!loaded.ok()) return loaded.status();
     transformer_ = *std::move(loaded);
   }
@@ -64,17 +66,24 @@ absl::StatusOr<std::unique_ptr<Daemon>> Bench::StartDaemon(uint64_t tokens, bool
   }
   const KvGeometry& geometry = transformer_->geometry();
   const uint64_t blocks = (tokens + geometry.block_tokens - 1) / geometry.block_tokens;
+  const std::optional<DeviceUuid> device = transformer_->block_memory().device();
   return Daemon::Start({.program = options_.larderd,
                         .directory = options_.directory,
-                        .gpu = gpu,
+                        .gpu = device.has_value() ? absl::StrCat("cuda:", DeviceName(*device))
+                               : gpu              ? "emulated"
+                                                  : "",
                         .bytes = 2 * blocks * geometry.BlockBytes()});
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Bench::NewEngine(const Daemon* daemon, bool publish) {
   EngineOptions options;
-  options.chunk_tokens = kChunkTokens;
+  options.chunk_tokens = options_.chunk_tokens;
   options.sequences_max = kSequencesMax;
-  options.pool_bytes = kPoolBytes;
+  // A GPU's is taken at once, beside weights and the daemon's tier: one of the longest prompts.
+  const uint64_t tokens = options_.prefix_tokens + kQuestionTokens + kAnswerTokens;
+  const uint64_t blocks = tokens / transformer_->options().block_tokens + 2;
+  const uint64_t needed = blocks * transformer_->geometry().BlockBytes();
+  options.pool_bytes = on_gpu() ? needed : std::max(needed, kPoolBytes);
   if (daemon != nullptr) {
     CacheOptions& cache = options.cache.emplace();
     cache.address = daemon->address();
@@ -102,12 +111,20 @@ absl::StatusOr<Result> Generate(Engine& engine, std::vector<uint32_t> prompt, ui
   return std::move(results.front());
 }
 
-absl::StatusOr<uint32_t> PrefixTokensMax(const Transformer& transformer) {
-  const uint32_t block_tokens = transformer.options().block_tokens;
-  const uint32_t context = transformer.config().max_positions;
+uint32_t WholePrefix(const Bench& bench, uint32_t prefix_tokens) {
+  const uint32_t block_tokens = bench.transformer().options().block_tokens;
+  const uint32_t pass = std::lcm(block_tokens, bench.options().chunk_tokens);
+  const uint32_t unit = bench.on_gpu() && prefix_tokens >= pass ? pass : block_tokens;
+  return prefix_tokens / unit * unit;
+}
+
+absl::StatusOr<uint32_t> PrefixTokensMax(const Bench& bench) {
+  const uint32_t block_tokens = bench.transformer().options().block_tokens;
+  const uint32_t context = bench.transformer().config().max_positions;
   const uint32_t after = kQuestionTokens + kAnswerTokens;
-  const uint32_t tokens = context > after ? std::min(context - after, kPrefixTokensMax) : 0;
-  if (tokens >= block_tokens) return tokens / block_tokens * block_tokens;
+  const uint32_t tokens =
+      context > after ? std::min(context - after, bench.options().prefix_tokens) : 0;
+  if (tokens >= block_tokens) return WholePrefix(bench, tokens);
   return absl::FailedPreconditionError(absl::StrCat("max_position_embeddings: ", context,
                                                     "; this experiment needs at least ",
                                                     after + block_tokens));

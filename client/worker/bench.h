@@ -28,7 +28,8 @@ class ModelFlags;
 
 namespace bench {
 
-inline constexpr uint32_t kChunkTokens = 256;  // prompt tokens of one pass
+inline constexpr uint32_t kChunkTokens =
+    256;  // prompt tokens of one pass, where no engine cuts them
 inline constexpr uint32_t kSequencesMax = 8;
 inline constexpr uint64_t kPoolBytes = uint64_t{4} << 30;  // taken as it is used
 
@@ -39,6 +40,8 @@ struct BenchOptions {
   std::string text_name;   // where it comes from
   std::string model_name;  // for headings and rows
   bool random_weights = false;
+  uint32_t chunk_tokens = kChunkTokens;  // of engines
+  uint32_t prefix_tokens = 4'000;        // the most of a long prompt's prefix
 };
 
 class Bench {
@@ -54,11 +57,15 @@ class Bench {
   // `count` tokens, the same whenever they are asked for: of the text from `begin` on, around its
   // end, or drawn from the vocabulary.
   std::vector<uint32_t> Tokens(uint64_t begin, uint64_t count) const;
-  // A larderd whose tiers each hold the K/V of so many tokens twice.
+  // A larderd whose tiers each hold the K/V of so many tokens twice. Its GPU tier is in the memory
+  // of the GPU that computes; where the CPU does, `gpu` asks for an emulated one.
   absl::StatusOr<std::unique_ptr<Daemon>> StartDaemon(uint64_t tokens, bool gpu) const;
   // An engine over the model; with a daemon, one that puts what it computes there or only reads.
   absl::StatusOr<std::unique_ptr<Engine>> NewEngine(const Daemon* daemon, bool publish);
+  // Whether the model is computed on a GPU.
+  bool on_gpu() const { return transformer_->options().device == Device::kCuda; }
   v1::ModelSpec spec() const;
+  const Transformer& transformer() const { return *transformer_; }  // once it is loaded
 
   const BenchOptions& options() const { return options_; }
   Report& report() { return report_; }
@@ -77,9 +84,13 @@ absl::StatusOr<Result> Generate(Engine& engine, std::vector<uint32_t> prompt, ui
 // and a question after it.
 inline constexpr uint32_t kQuestionTokens = 56;
 inline constexpr uint32_t kAnswerTokens = 16;
-// At most 4,000 tokens, and what the context holds before question and answer.
+// What of `prefix_tokens` is of whole blocks. On a GPU whole passes as well, where it is one at
+// least: then a question is computed in a pass of the same rows, cached or not, and gets the same
+// bits (forward_pass_cuda.h, invariant 1).
+uint32_t WholePrefix(const Bench& bench, uint32_t prefix_tokens);
+// At most BenchOptions::prefix_tokens, and what the context holds before question and answer.
 // FAILED_PRECONDITION where that is not even a block.
-absl::StatusOr<uint32_t> PrefixTokensMax(const Transformer& transformer);
+absl::StatusOr<uint32_t> PrefixTokensMax(const Bench& bench);
 // The first `prefix_tokens` of document `document`, and question `question`.
 std::vector<uint32_t> Prompt(const Bench& bench, uint64_t document, uint32_t prefix_tokens,
                              uint64_t question);

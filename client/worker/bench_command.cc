@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/flags.h"
 #include "client/worker/bench.h"
 
 namespace larder::worker {
@@ -45,6 +46,8 @@ struct BenchFlags {
   std::string output;
   std::string text;
   std::string rows;
+  uint64_t chunk_tokens = bench::BenchOptions().chunk_tokens;
+  uint64_t prefix_tokens = bench::BenchOptions().prefix_tokens;
 
   void AddTo(CLI::App& app);
 };
@@ -80,6 +83,10 @@ void BenchFlags::AddTo(CLI::App& app) {
   app.add_option("--text", text,
                  "A text for the prompts of byte-level models (default: tokens are drawn)")
       ->type_name("FILE");
+  cli::AddNumber(app, "--chunk-tokens", chunk_tokens, 1, 32'768,
+                 "Prompt tokens computed in one pass (default 256)");
+  cli::AddNumber(app, "--prefix-tokens", prefix_tokens, 16, kPositionsMax,
+                 "The longest prefix of prefix, restore and prefetch (default 4000)");
   app.add_option("--rows", rows, "Add rows for tests/bench/run.sh to this file")->type_name("FILE");
   model.AddTo(app);
 }
@@ -98,6 +105,8 @@ absl::StatusOr<bench::Bench> Open(const BenchFlags& flags, bool json) {
   options.larderd = flags.larderd;
   options.directory = flags.directory;
   options.random_weights = flags.model.random_weights();
+  options.chunk_tokens = static_cast<uint32_t>(flags.chunk_tokens);
+  options.prefix_tokens = static_cast<uint32_t>(flags.prefix_tokens);
   options.model_name =
       absl::StrCat(flags.model.name(), options.random_weights ? ", random weights" : "");
   absl::StatusOr<std::string> text = ReadText(flags.text);

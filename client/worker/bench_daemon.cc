@@ -84,8 +84,8 @@ std::vector<std::string> Daemon::Arguments() const {
       absl::StrCat("--nvme-bytes=", size),
       "--log-level=error",
   };
-  if (options_.gpu) {
-    arguments.push_back("--gpu=emulated");
+  if (!options_.gpu.empty()) {
+    arguments.push_back(absl::StrCat("--gpu=", options_.gpu));
     arguments.push_back(absl::StrCat("--gpu-bytes=", size));
   }
   return arguments;

@@ -24,7 +24,7 @@ namespace larder::worker::bench {
 struct DaemonOptions {
   std::string program;    // a larderd
   std::string directory;  // where temporary directories go; on the drive that plays NVMe
-  bool gpu = false;       // with an emulated GPU tier
+  std::string gpu;        // its --gpu; empty: without a GPU tier
   uint64_t bytes = 0;     // of each tier, at least; rounded up
 };
 

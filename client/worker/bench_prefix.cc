@@ -51,7 +51,7 @@ absl::Duration LaterTtft(const Shared& shared) {
 absl::Status RunPrefix(Bench& bench) {
   absl::StatusOr<Transformer*> model = bench.LoadModel();
   if (!model.ok()) return model.status();
-  const absl::StatusOr<uint32_t> tokens_max = PrefixTokensMax(**model);
+  const absl::StatusOr<uint32_t> tokens_max = PrefixTokensMax(bench);
   if (!tokens_max.ok()) return tokens_max.status();
   const uint32_t block_tokens = (*model)->options().block_tokens;
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = bench.StartDaemon(4 * *tokens_max, true);

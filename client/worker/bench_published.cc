@@ -9,7 +9,7 @@ absl::StatusOr<Published> Published::Create(Bench& bench) {
   absl::StatusOr<Transformer*> model = bench.LoadModel();
   if (!model.ok()) return model.status();
   published.transformer_ = *model;
-  const absl::StatusOr<uint32_t> tokens = PrefixTokensMax(**model);
+  const absl::StatusOr<uint32_t> tokens = PrefixTokensMax(bench);
   if (!tokens.ok()) return tokens.status();
   published.prefix_ = bench.Tokens(0, *tokens);
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = bench.StartDaemon(*tokens, false);
