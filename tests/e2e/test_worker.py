@@ -90,6 +90,16 @@ class WorkerTest(harness.LarderTest):
         self.addCleanup(child.kill)
         return child
 
+    def start_streaming(self, prompts, daemon, **flags):
+        """A worker that cannot be more than a page of output ahead of the test."""
+        child = self.start(prompts, daemon, stream="true", **flags)
+        fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        return child
+
+    def read_tokens(self, child, count):
+        for _ in range(count):
+            self.assertIn("token", json.loads(child.stdout.readline()))
+
     def finish(self, child):
         out, err = child.communicate(timeout=harness.DEADLINE_SECONDS * 2)
         self.assertEqual(child.returncode, 0, err)
@@ -258,16 +268,6 @@ class Losses(WorkerTest):
         result = self.generate(prompts, nobody)
         self.assertEqual(texts(result), texts(self.generate(prompts)))
         self.assertIn("computing without the cache: no larderd answers", result["notices"])
-
-    def start_streaming(self, prompts, daemon, **flags):
-        """A worker that cannot be more than a page of output ahead of the test."""
-        child = self.start(prompts, daemon, stream="true", **flags)
-        fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)
-        return child
-
-    def read_tokens(self, child, count):
-        for _ in range(count):
-            self.assertIn("token", json.loads(child.stdout.readline()))
 
     def test_daemon_killed_while_generating(self):
         daemon = self.daemon()

@@ -147,8 +147,9 @@ class Fake {
     return it->second;
   }
   Pointer Place(const std::shared_ptr<Memory>& memory) {
-    const Pointer at = next;
+    Pointer at = next;
     next += (memory->bytes + kGranule - 1) / kGranule * kGranule + kGranule;  // a gap behind
+    if (Get("touchable", 0) != 0) at = reinterpret_cast<Pointer>(memory->host);
     memories[at] = memory;
     return at;
   }
@@ -393,7 +394,9 @@ int cuMemAlloc_v2(Pointer* pointer, size_t bytes) {
   if (bytes > total - call.fake.Used(call.device())) return kOutOfMemory;
   const int fd = ::memfd_create("fake-cuda", MFD_CLOEXEC);
   if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) return kOutOfMemory;
-  *pointer = call.fake.Place(std::make_shared<Memory>(fd, bytes, call.device()));
+  auto memory = std::make_shared<Memory>(fd, bytes, call.device());
+  std::memset(memory->host, 0xff, bytes);
+  *pointer = call.fake.Place(memory);
   return kOk;
 }
 

@@ -5,6 +5,7 @@
 // is linked with it. It plays the properties that code gets wrong:
 //
 //   - a device address is no address of the host: touching it is SIGSEGV
+//   - memory is NaN until it is written
 //   - memory travels to other processes by handle, and only to others; what it maps is at another
 //     address there; a handle of a process that is gone opens nothing
 //   - a stream is a thread: copies are asynchronous, and between streams in no order
@@ -16,7 +17,9 @@
 //   FAKE_CUDA="devices=2 bytes=67108864 cuInit=803 cuMemHostRegister=801"
 //
 // A function's name and a number: it fails with that number from now on (0: no more). `copy` is the
-// execution of a copy, whose failure is sticky; `hold=1` makes streams stand still.
+// execution of a copy, whose failure is sticky; `hold=1` makes streams stand still. With `touchable=1`
+// a device address is one of the host after all: for kernels of the emulated GPU (tests/gpu/emulation),
+// which the CPU runs.
 //
 // Thread safety: thread-safe.
 #pragma once
