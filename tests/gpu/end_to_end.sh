@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # A daemon whose GPU tier is this machine's GPU, and what it gives back: after a put, after a way
-# through all tiers, and after a SIGKILL, every block byte by byte.
+# through all tiers, and after a SIGKILL, every block byte by byte; and a worker that computes on that
+# GPU, in place on the daemon's blocks: the tokens that it gives without.
 #
 #   tests/gpu/end_to_end.sh DIR [GPU]
 #
-# DIR has larderd and larder (tests/gpu.sh --package). GPU is larderd's --gpu, standard: cuda;
-# "emulated" runs the same without a GPU. Exits with 1 at the first thing that is not as it should be.
+# DIR has larderd, larder and larder-worker (tests/gpu.sh --package). GPU is larderd's --gpu, standard:
+# cuda; "emulated" runs the same without a GPU, and without the worker. Exits with 1 at the first thing
+# that is not as it should be.
 set -euo pipefail
 
 [[ $# -ge 1 ]] || { printf 'end_to_end.sh: needs the folder of larderd and larder\n' >&2 && exit 2; }
 PATH=$(realpath -- "$1"):$PATH
+model=$(realpath -- "$(dirname "$0")/../model/tiny_qwen2")
 gpu=${2:-cuda}
 folder=$(mktemp -d -p . end_to_end.XXXXXX)
 folder=$(realpath -- "$folder")
@@ -64,3 +67,34 @@ wants "^$blocks of $blocks blocks are readable" larder prefetch --model demo/lla
 wants '^GPU ' larder lookup --model demo/llama --text "$text"
 wants ' 0 bytes wrong' larder get --model demo/llama --text "$text" --verify --output /dev/null
 printf 'end to end on --gpu=%s: all %d blocks right, before and after a SIGKILL\n' "$gpu" "$blocks"
+
+[[ $gpu != emulated ]] || exit 0
+# generates [FLAG...]: what the worker says of one prompt, as JSON.
+generates() {
+  larder-worker generate --json --device cuda --model "$model" --tokens "$(seq -s, 1 100)" \
+    --max-tokens 8 --pool-bytes 64MiB --restore-patience 1000 "$@"
+}
+if ! alone=$(generates 2>"$folder/worker"); then
+  cat "$folder/worker"
+  grep -q 'built without CUDA' "$folder/worker" || exit 1
+  exit 0
+fi
+# same FROM [FLAG...]: with the cache, 96 tokens of the prompt out of tier FROM ("": none), and the
+# tokens that it gives alone.
+same() {
+  local from=$1 answer
+  shift
+  answer=$(generates --cache "$LARDER_ADDRESS" --cache-timeout 30s "$@")
+  if [[ $(grep -o '"tokens":\[[^]]*\]' <<<"$answer") != "$(grep -o '"tokens":\[[^]]*\]' <<<"$alone")" ]] ||
+    [[ -n $from && $answer != *"\"$from\":96"* ]]; then
+    printf 'end_to_end.sh: alone:\n%s\nfrom "%s":\n%s\n' "$alone" "$from" "$answer" >&2
+    exit 1
+  fi
+}
+same '' --flush 60s
+same gpu
+stop -KILL
+start
+same nvme
+same gpu
+printf 'a worker on the GPU: the same tokens from its memory, and from NVMe after a SIGKILL\n'
