@@ -6,7 +6,7 @@
 #   tests/gpu.sh --package DIR
 #
 # Needs CUDA (12.4 or later), CMake (3.22 or later), a C++20 compiler and a GPU; nothing else that
-# Larder needs has to be installed. Under ten minutes on 16 cores.
+# Larder needs has to be installed. Under ten minutes on 16 cores, without DIR.
 #
 # --quick    without the sanitizers and the figures; these take, with DIR and by arithmetic, 30 GB of the
 #            GPU's memory, 25 GB of the host's and 9 GB of the drive
@@ -216,7 +216,14 @@ if [[ $quick == no ]]; then
       --prefix-tokens 32768 --chunk-tokens 2048 --larderd "$programs/larderd" \
       --directory "$build/restores" --output "$build/restores" --rows "$build/restores/rows"
   }
-  if [[ -n $programs ]] && check 'restores' restores; then restored=$build/restores/rows; fi
+  if [[ -z $programs ]]; then
+    record restores 'skipped: no DIR' 0
+  elif "$programs/larder-worker" generate --device cuda --model tests/model/tiny_qwen2 --tokens 1 \
+    --max-tokens 1 --pool-bytes 1MiB 2>&1 | grep -q 'built without CUDA'; then
+    record restores 'skipped: this larder-worker was built without CUDA' 0
+  elif check 'restores' restores; then
+    restored=$build/restores/rows
+  fi
   if check 'figures' measure; then
     [[ -z $restored ]] || cat "$restored" >>"$build/figures.txt"
     python3 tests/bench/table.py "$build/figures.txt" "$json" || cat "$build/figures.txt"

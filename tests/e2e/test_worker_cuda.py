@@ -23,6 +23,9 @@ DEVICE = "GPU-00102030-4050-6070-8090-a0b0c0d0e0f0"
 OTHER_DEVICE = "GPU-01112131-4151-6171-8191-a1b1c1d1e1f1"
 # So many that a worker whose output is not read cannot be done.
 TOKENS = 300
+# Every thread of every kernel is emulated: 2 KiB a block.
+SMALL = TINY | dict(hidden_size=32, intermediate_size=64, num_attention_heads=2,
+                    num_key_value_heads=1)
 
 
 class CudaWorkerTest(test_worker.WorkerTest):
@@ -42,7 +45,8 @@ class CudaWorkerTest(test_worker.WorkerTest):
 
     def argv(self, *arguments, **flags):
         # A GPU's pool is taken at once; short steps are calibrated soon.
-        argv = super().argv(*arguments, **(dict(pool_bytes="16MiB", chunk_tokens=32) | flags))
+        standard = dict(model=SMALL, pool_bytes="16MiB", chunk_tokens=32)
+        argv = super().argv(*arguments, **(standard | flags))
         return [WORKER, *argv[1:], "--device=cuda"]
 
 
@@ -136,6 +140,8 @@ class Losses(CudaWorkerTest):
         result = self.finish(child)
         self.assertIn("computing without the cache", result["notices"])
         self.assert_started_again(result["prompts"][0], tokens, alone, 96)
+        # In chunks, as a prompt, and not token by token.
+        self.assertLess(result["steps"], TOKENS + 40)
 
     def test_later_requests_find_the_restarted_daemon(self):
         daemon = self.start_daemon()
@@ -158,7 +164,7 @@ class Losses(CudaWorkerTest):
         """They share no prompt any more: 100 blocks are room for one request, not for two."""
         daemon = self.start_daemon()
         prompts = [prompt(1, 100), prompt(2, 120)]
-        flags = dict(samples=2, max_tokens=TOKENS, pool_bytes="400KiB")
+        flags = dict(samples=2, max_tokens=TOKENS, pool_bytes="200KiB")
         child = self.start_streaming(prompts, daemon, **flags)
         self.read_tokens(child, 20)
         daemon.kill()
