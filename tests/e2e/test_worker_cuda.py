@@ -179,11 +179,12 @@ class Losses(CudaWorkerTest):
         self.set_driver()
         prompts = [prompt(1, 100)]
         alone = texts(self.generate(prompts, max_tokens=8))
-        # The first copy to HOST fails.
-        stored = self.generate(prompts, daemon, max_tokens=8, flush=FLUSH)
+        # To be durable blocks are copied to HOST, and the first copy fails.
+        stored = self.generate(prompts, daemon, max_tokens=8, flush="1s")
         self.assertEqual(texts(stored), alone)
         self.assertFalse(stored["prompts"][0]["durable"])
-        self.assertRegex(daemon.tier("GPU").health, "^DEGRADED: lost")
+        daemon.wait_status(lambda _: daemon.tier("GPU").health.startswith("DEGRADED: lost"),
+                           "the GPU is lost")
         again = self.generate(prompts, daemon, max_tokens=8)
         self.assertEqual(texts(again), alone)
         self.assertEqual(reused(again["prompts"][0]), 0)
