@@ -149,6 +149,11 @@ absl::Status Measure(Bench& bench, PrefetchRun& run) {
 }  // namespace
 
 absl::Status RunPrefetch(Bench& bench) {
+  if (absl::StatusOr<Transformer*> loaded = bench.LoadModel(); !loaded.ok()) return loaded.status();
+  if (bench.on_gpu()) {
+    return absl::UnimplementedError(
+        "device: cuda; allowed for this experiment: cpu, for which loading ends in HOST");
+  }
   absl::StatusOr<Published> published = Published::Create(bench);
   if (!published.ok()) return published.status();
   absl::StatusOr<std::unique_ptr<Engine>> engine =

@@ -97,10 +97,11 @@ class SameTokens(CudaWorkerTest):
         self.assert_nothing_held(daemon)
 
     def test_with_a_full_gpu(self):
-        """32 blocks of 64 KiB: the rest is the worker's own."""
-        model = TINY | dict(num_hidden_layers=8, num_key_value_heads=4, head_dim=32)
+        """16 blocks of 128 KiB: the rest is the worker's own."""
+        model = SMALL | dict(num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8,
+                             head_dim=64)
         daemon = self.start_daemon(gpu_bytes="2MiB", nvme=0)
-        prompts = [prompt(1, 500)]
+        prompts = [prompt(1, 300)]
         flags = dict(model=model, max_tokens=10, samples=2)
         result = self.generate(prompts, daemon, **flags)
         self.assertEqual(texts(result), texts(self.generate(prompts, **flags)))
