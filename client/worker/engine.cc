@@ -33,10 +33,11 @@ absl::Status Engine::Impl::Start() {
       *options_.cache,
       SpecOf(ArchitectureName(transformer_.config().architecture), transformer_.geometry()),
       transformer_.block_memory().device(), options_.on_notice);
-  // What the daemon will never accept is a mistake of ours, and no reason to go on without it.
-  if (absl::IsInvalidArgument(cache_->lost()) || absl::IsFailedPrecondition(cache_->lost())) {
-    return cache_->lost();
-  }
+  // What the daemon will never accept is a mistake of ours, and no reason to go on without it; so
+  // is a daemon whose memory this GPU cannot reach.
+  const absl::Status& lost = cache_->lost();
+  if (absl::IsInvalidArgument(lost)) return lost;
+  if (pool_->on_device() && absl::IsFailedPrecondition(lost)) return lost;
   absl::StatusOr<PrefillRate> rate =
       Calibrate(transformer_, *pool_, options_.chunk_tokens, context_);
   if (!rate.ok()) return rate.status();
@@ -52,7 +53,7 @@ uint64_t Engine::Impl::TokensMax(const Request& request) const {
 }
 
 // Every sample's own blocks, the prompt's shared ones, and one for a token that is recomputed.
-// Samples that may have to start again (Restart) no longer share.
+// Samples that may have to start again (RestartLost) no longer share.
 uint64_t Engine::Impl::BlocksNeeded(const Request& request) const {
   const bool may_restart = options_.cache.has_value() && pool_->on_device();
   const uint64_t shared = may_restart ? 0 : request.prompt.size() / block_tokens_;

@@ -26,9 +26,8 @@
 //   4. A request never waits longer for a restore than what has arrived saves, plus a tenth of
 //      computing it all (restore.h; CacheOptions::restore_patience).
 //   5. On CUDA no token is chosen from, and nothing published of, blocks of a daemon that is known
-//   to
-//      be gone: a GPU's memory goes with the process that it belongs to. Such a sequence keeps its
-//      tokens and computes their K/V again, in the worker's own pool.
+//      to be gone: a GPU's memory goes with the process that it belongs to. Such a sequence keeps
+//      its tokens and computes their K/V again, in the worker's own pool.
 #pragma once
 
 #include <cstdint>

@@ -25,6 +25,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "client/lease.h"
 #include "client/worker/block_pool.h"

@@ -17,9 +17,9 @@
 //   FAKE_CUDA="devices=2 bytes=67108864 cuInit=803 cuMemHostRegister=801"
 //
 // A function's name and a number: it fails with that number from now on (0: no more). `copy` is the
-// execution of a copy, whose failure is sticky; `hold=1` makes streams stand still. With `touchable=1`
-// a device address is one of the host after all: for kernels of the emulated GPU (tests/gpu/emulation),
-// which the CPU runs.
+// execution of a copy, whose failure is sticky; `hold=1` makes streams stand still. With
+// `touchable=1` a device address is one of the host after all: for kernels of the emulated GPU
+// (tests/gpu/emulation), which the CPU runs.
 //
 // Thread safety: thread-safe.
 #pragma once
