@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstdio>
-#include <cstdlib>
 
 #include "kernels/variant.h"
 
@@ -34,14 +32,6 @@ struct Shape {
 
   int64_t pieces() const { return piece_end - piece_begin; }
 };
-
-// The caller chose the storage; to attend to codes as if they were numbers would be wrong silently.
-void CheckStorage(const KvLayer& layer) {
-  if (!IsQuantised(layer.dtype)) return;
-  std::fprintf(stderr, "kernels: Attend: layer.dtype: %d given, allowed on the CPU are 0 to 2\n",
-               static_cast<int>(layer.dtype));
-  std::abort();
-}
 
 int32_t Group(const AttentionParams& params) { return params.q_heads / params.layer.kv_heads; }
 
@@ -102,7 +92,6 @@ struct Plan {
 // Tiles are split into runs of pieces only where whole ones are too few or too uneven for the
 // threads: partial results are 1.6% more traffic for a group of 4 heads of 128.
 Plan PlanOf(const Cpu& cpu, const AttentionParams& params) {
-  CheckStorage(params.layer);
   const auto floats = static_cast<int64_t>(sizeof(float));
   const int64_t threads = cpu.pool.threads();
   Plan plan;

@@ -16,7 +16,8 @@
 //    A cached prefix therefore changes nothing in what a model generates.
 // 2. Nothing past a row's last visible key is read for it, no masked token contributes (not even
 //    a NaN), and nothing but the keys and values of visible tokens enters a result.
-// 3. Products and sums are float32; storage is converted exactly.
+// 3. Products and sums are float32; storage is converted exactly, and a code times its scale is
+//    rounded to float32.
 // 4. Nothing is allocated; scratch comes from `workspace`.
 #pragma once
 
@@ -44,7 +45,7 @@ struct KeyRotation {
 };
 
 struct AttentionParams {
-  KvLayer layer;  // CHECK: not quantised
+  KvLayer layer;
   int32_t q_heads =
       0;            // a multiple of layer.kv_heads; head h reads kv head h / (q_heads / kv_heads)
   float scale = 0;  // usually 1 / sqrt(head_dim); MLA: of the head before absorption

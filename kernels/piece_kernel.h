@@ -10,7 +10,8 @@
 //   4. merge      pieces from left to right: (m, l, o) and (m', l', o')
 //
 // Keys and values are multiplied as they lie: nothing is transposed, and bfloat16 is split, not
-// widened (vector_math.h, split order). What of that is not multiplying runs beside it.
+// widened (vector_math.h, split order). What of that is not multiplying runs beside it. Codes
+// become numbers first, a tile at a time.
 //
 // A row's numbers go through the same operations in the same order whatever rows share its
 // tile, which is what makes decode and prefill agree bit by bit: a tile in which a row sees nothing
@@ -168,7 +169,7 @@ class PieceKernel {
           break;
         case DType::kF8E4M3:
         case DType::kI8:
-          break;  // Attend refuses them
+          break;  // PrepareKeys stages them
       }
     }
     for (int32_t r = 0; r < head_rows_; ++r) Hide(~visible_[tile][r], first_row + r, tile);
@@ -187,9 +188,10 @@ class PieceKernel {
   }
 
   // Whether numbers are converted as they are loaded, for every block of rows anew, or once for all
-  // rows, in the reader.
+  // rows, in the reader, as codes always are.
   bool Direct() const {
-    return layer_.dtype == DType::kF32 || head_rows_ <= V::DirectRows(layer_.dtype);
+    if (layer_.dtype == DType::kF32) return true;
+    return !reader_.quantised() && head_rows_ <= V::DirectRows(layer_.dtype);
   }
 
   template <DType D>
@@ -305,7 +307,7 @@ class PieceKernel {
         return ValuesAs<DType::kBf16>(tile, first_row, to);
       case DType::kF8E4M3:
       case DType::kI8:
-        return;  // Attend refuses them
+        return;  // not Direct
     }
   }
 

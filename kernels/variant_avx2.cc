@@ -50,9 +50,25 @@ struct Vec {
   template <DType D>
   static F LoadAs(const std::byte* from) {
     if constexpr (D == DType::kF32) return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+    if constexpr (D == DType::kI8 || D == DType::kF8E4M3) {
+      const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+      if constexpr (D == DType::kI8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+      return FromE4m3(codes);
+    }
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     if constexpr (D == DType::kF16) return _mm256_cvtph_ps(halves);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
+
+  // As float16, whose fields are wider and whose exponent is 8 more; 0x7f is NaN.
+  static F FromE4m3(__m128i codes) {
+    const __m128i halves = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);
+    const __m128i magnitude = _mm_and_si128(halves, _mm_set1_epi16(0x3f80));
+    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x3f80));
+    const __m128i sign = _mm_and_si128(halves, _mm_set1_epi16(-0x8000));
+    const __m128i half =
+        _mm_or_si128(_mm_or_si128(magnitude, sign), _mm_and_si128(nan, _mm_set1_epi16(0x7e00)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
   }
 
   template <DType D>

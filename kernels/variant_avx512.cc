@@ -38,9 +38,25 @@ struct Vec {
   template <DType D>
   static F LoadAs(const std::byte* from) {
     if constexpr (D == DType::kF32) return _mm512_loadu_ps(from);
+    if constexpr (D == DType::kI8 || D == DType::kF8E4M3) {
+      const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      if constexpr (D == DType::kI8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
+      return FromE4m3(codes);
+    }
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     if constexpr (D == DType::kF16) return _mm512_cvtph_ps(halves);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+
+  // As float16, whose fields are wider and whose exponent is 8 more; 0x7f is NaN.
+  static F FromE4m3(__m128i codes) {
+    const __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+    const __m256i magnitude = _mm256_and_si256(halves, _mm256_set1_epi16(0x3f80));
+    const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x3f80));
+    const __m256i sign = _mm256_and_si256(halves, _mm256_set1_epi16(-0x8000));
+    const __m256i half =
+        _mm256_mask_mov_epi16(_mm256_or_si256(magnitude, sign), nan, _mm256_set1_epi16(0x7e00));
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
   }
 
   template <DType D>

@@ -44,6 +44,14 @@ uint16_t ToHalf(float x) {
   return static_cast<uint16_t>(sign | ((bits - 0x38000000) >> 13));
 }
 
+// e4m3 to binary32, exact: as binary16, whose fields are wider and whose exponent is 8 more. 0x7f
+// is NaN. quantise.h's own may not be called here (variant.h, rule 1).
+float FromE4m3(uint8_t code) {
+  const uint32_t magnitude = code & 0x7f;
+  const uint32_t half = magnitude == 0x7f ? 0x7e00 : magnitude << 7;
+  return FromHalf(static_cast<uint16_t>((code & 0x80) << 8 | half)) * 256;
+}
+
 uint16_t ToBfloat(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
@@ -96,6 +104,12 @@ struct Vec {
     F x;
     if constexpr (D == DType::kF32) {
       std::memcpy(&x, from, sizeof(x));
+    } else if constexpr (D == DType::kI8 || D == DType::kF8E4M3) {
+      uint8_t codes[kLanes];
+      std::memcpy(codes, from, sizeof(codes));
+      for (int i = 0; i < kLanes; ++i) {
+        x[i] = D == DType::kI8 ? static_cast<int8_t>(codes[i]) : FromE4m3(codes[i]);
+      }
     } else {
       uint16_t halves[kLanes];
       std::memcpy(halves, from, sizeof(halves));

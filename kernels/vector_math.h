@@ -5,7 +5,8 @@
 //   Add, Sub, Mul, Div, Max and Min (b where either is a NaN), Fma (a * b + c), Fnma (c - a * b)
 //   Round (to integers), Scale (x * 2^n for integral n), ZeroBelow (0 where x < bound, else y)
 //   SumOf, MaxOf (over the lanes, in a fixed order)
-//   LoadAs<DType>, StoreAs<DType> (kLanes numbers of storage, rounding to nearest even)
+//   LoadAs<DType> (kLanes numbers of storage; of one-byte storage kLanes codes)
+//   StoreAs<DType> (kLanes numbers to storage that is not quantised, rounded to nearest even)
 //   FirstBf16, LastBf16 (of 2 * kLanes bfloat16: the first four of every 8, and the last four)
 //   SumsOf (of kLanes registers: lane i is the sum over the lanes of the i-th; every sum in the
 //     same order)
@@ -46,28 +47,26 @@ typename V::F Exp(typename V::F x) {
   return V::ZeroBelow(V::Scale(p, n), x, bound);
 }
 
+template <DType D>
+inline constexpr int kBytes = BytesOf(D);
+
 // The first `count` numbers of storage, zeros in the lanes beyond; reads nothing past them.
 template <typename V, DType D>
 typename V::F LoadSome(const std::byte* from, int32_t count) {
-  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
   if (count >= V::kLanes) return V::template LoadAs<D>(from);
-  alignas(64) std::byte whole[V::kLanes * kBytes] = {};
-  std::memcpy(whole, from, static_cast<size_t>(count) * kBytes);
+  alignas(64) std::byte whole[V::kLanes * kBytes<D>] = {};
+  std::memcpy(whole, from, static_cast<size_t>(count) * kBytes<D>);
   return V::template LoadAs<D>(whole);
 }
 
 // The first `count` lanes to storage; writes nothing past them.
 template <typename V, DType D>
 void StoreSome(std::byte* to, typename V::F x, int32_t count) {
-  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
   if (count >= V::kLanes) return V::template StoreAs<D>(to, x);
-  alignas(64) std::byte whole[V::kLanes * kBytes];
+  alignas(64) std::byte whole[V::kLanes * kBytes<D>];
   V::template StoreAs<D>(whole, x);
-  std::memcpy(to, whole, static_cast<size_t>(count) * kBytes);
+  std::memcpy(to, whole, static_cast<size_t>(count) * kBytes<D>);
 }
-
-template <DType D>
-inline constexpr int kBytes = D == DType::kF32 ? 4 : 2;
 
 // The n-th of kOf vectors of storage. Two of bfloat16 are split, which takes an instruction a
 // vector where widening a half takes two.
@@ -93,9 +92,8 @@ void StoreFloats(float* to, typename V::F x, int32_t count) {
 
 template <typename V, DType D>
 void LoadRowAs(const std::byte* from, float* to, int32_t count) {
-  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
   for (int32_t i = 0; i < count; i += V::kLanes) {
-    StoreFloats<V>(to + i, LoadSome<V, D>(from + i * kBytes, count - i), count - i);
+    StoreFloats<V>(to + i, LoadSome<V, D>(from + i * kBytes<D>, count - i), count - i);
   }
 }
 
@@ -109,9 +107,8 @@ void LoadRow(DType dtype, const std::byte* from, float* to, int32_t count) {
 
 template <typename V, DType D>
 void StoreRowAs(const float* from, std::byte* to, int32_t count) {
-  constexpr int kBytes = D == DType::kF32 ? 4 : 2;
   for (int32_t i = 0; i < count; i += V::kLanes) {
-    StoreSome<V, D>(to + i * kBytes, LoadFloats<V>(from + i, count - i), count - i);
+    StoreSome<V, D>(to + i * kBytes<D>, LoadFloats<V>(from + i, count - i), count - i);
   }
 }
 
@@ -178,6 +175,16 @@ void StageRow(DType dtype, bool split, const std::byte* from, float* to, int32_t
   if (dtype == DType::kF32) return StageRowAs<V, DType::kF32>(split, from, to, count);
   if (dtype == DType::kF16) return StageRowAs<V, DType::kF16>(split, from, to, count);
   StageRowAs<V, DType::kBf16>(split, from, to, count);
+}
+
+// The numbers of `count` codes as float32: each product is rounded once. Zeros up to a whole
+// vector, or NaN if the scale is.
+template <typename V, DType D>
+void StageCodes(const std::byte* from, float scale, float* to, int32_t count) {
+  const typename V::F factor = V::Set(scale);
+  for (int32_t i = 0; i < count; i += V::kLanes) {
+    V::Store(to + i, V::Mul(factor, LoadSome<V, D>(from + i, count - i)));
+  }
 }
 
 // rope.h's formula for one head: x [dim], cos_sin [2][dim / 2].

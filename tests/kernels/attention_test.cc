@@ -44,11 +44,13 @@ T Pick(std::mt19937& random, const T (&from)[N]) {
   return from[random() % N];
 }
 
+constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBf16, DType::kF8E4M3, DType::kI8};
+
 Shape RandomShape(uint32_t seed) {
   std::mt19937 random(seed);
   Shape s;
   s.seed = seed;
-  s.dtype = Pick(random, {DType::kF32, DType::kF16, DType::kBf16});
+  s.dtype = Pick(random, kDTypes);
   s.kv_heads = Pick(random, {1, 1, 2, 3});
   s.group = Pick(random, {1, 2, 3, 4, 7, 8});
   s.dim = Pick(random, {32, 64, 80, 96, 128, 256, 20, 6});
@@ -110,6 +112,23 @@ class Batch {
                                p.key_end};
     return Attention(query, keys_.empty() ? sequences_[chunk].keys() : keys_[chunk],
                      sequences_[chunk].values());
+  }
+
+  // Makes every key and value, of float32, the number that `codes` has stored in its place.
+  void StoreNumbersOf(const Batch& codes) {
+    const KvLayer& layer = attention.params.layer;
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      const PagedKv& from = codes.sequences_[i];
+      for (int32_t token = 0; token < from.tokens(); ++token) {
+        if (attention.chunks[i].blocks[token / layer.block_tokens] == nullptr) continue;
+        for (int32_t head = 0; head < layer.kv_heads; ++head) {
+          const std::vector<double>& key = from.keys()[token][head];
+          sequences_[i].Write(token, head, false, {key.begin(), key.end()});
+          const std::vector<double>& value = from.values()[token][head];
+          sequences_[i].Write(token, head, true, {value.begin(), value.end()});
+        }
+      }
+    }
   }
 
   AttentionCase attention;
@@ -175,7 +194,7 @@ class AttentionTest : public IsaTest {};
 INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, ::testing::ValuesIn(kIsas), NameOf);
 
 TEST_P(AttentionTest, RandomShapesAgreeWithTheFormula) {
-  for (uint32_t seed = 1; seed <= 120; ++seed) {
+  for (uint32_t seed = 1; seed <= 200; ++seed) {
     const Shape shape = RandomShape(seed);
     const Batch batch(shape);
     ASSERT_LT(Difference(batch, RunAttention(batch.attention, GetParam(), shape.threads)), 1e-5)
@@ -185,7 +204,7 @@ TEST_P(AttentionTest, RandomShapesAgreeWithTheFormula) {
 
 // Every head dim and storage type that models have, one decode step and one prefill each.
 TEST_P(AttentionTest, EveryHeadDimAndStorageType) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
+  for (const DType dtype : kDTypes) {
     for (const int32_t dim : {32, 64, 80, 96, 128, 256}) {
       Shape shape{.seed = 7,
                   .dtype = dtype,
@@ -200,14 +219,16 @@ TEST_P(AttentionTest, EveryHeadDimAndStorageType) {
 }
 
 TEST_P(AttentionTest, DeepSeeksLatentRows) {
-  Shape shape{.seed = 3,
-              .dtype = DType::kBf16,
-              .group = 128,
-              .dim = 512,
-              .rope_dim = 64,
-              .chunks = {{300, 1}, {5, 2}}};
-  const Batch batch(shape);
-  ASSERT_LT(Difference(batch, RunAttention(batch.attention, GetParam(), 2)), 1e-5) << shape;
+  for (const DType dtype : {DType::kBf16, DType::kF8E4M3, DType::kI8}) {
+    Shape shape{.seed = 3,
+                .dtype = dtype,
+                .group = 128,
+                .dim = 512,
+                .rope_dim = 64,
+                .chunks = {{300, 1}, {5, 2}}};
+    const Batch batch(shape);
+    ASSERT_LT(Difference(batch, RunAttention(batch.attention, GetParam(), 2)), 1e-5) << shape;
+  }
 }
 
 // Scores far beyond what exp can take.
@@ -238,9 +259,70 @@ TEST_P(AttentionTest, AVisibleNanIsNotHidden) {
   EXPECT_TRUE(std::isnan(RunAttention(c, GetParam(), 1).out[0]));
 }
 
+// Every code there is, NaN among them, as a value that is all that its token's row sees.
+TEST_P(AttentionTest, EveryCodeIsItsNumber) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kI8}) {
+    const TestLayer layer = HeadsLayer(dtype, 1, 256, 16);
+    const PagedKv kv(layer, 1, 1);
+    const float scale = 0.37f;
+    for (int code = 0; code < 256; ++code) *(kv.At(0, 0, true) + code) = std::byte(code);
+    std::memcpy(kv.ScaleAt(0, 0, true), &scale, sizeof(scale));
+    AttentionCase c;
+    c.params.layer = layer.layer;
+    c.params.q_heads = 1;
+    c.params.scale = 1;
+    c.chunks = {{kv.table(), 0, 1}};
+    c.q.resize(256);
+    const AttentionResult result = RunAttention(c, GetParam(), 1);
+    for (int code = 0; code < 256; ++code) {
+      const auto stored = static_cast<std::byte>(code);
+      const auto expected = static_cast<float>(Decoded(dtype, &stored) * double{scale});
+      ASSERT_TRUE(result.out[code] == expected ||
+                  (std::isnan(result.out[code]) && std::isnan(expected)))
+          << code;
+    }
+  }
+}
+
+// The same bits as over float32 blocks that hold the numbers which codes and scales stand for.
+TEST_P(AttentionTest, CodesAreAttendedToAsTheirNumbers) {
+  for (uint32_t seed = 1; seed <= 40; ++seed) {
+    Shape shape = RandomShape(seed);
+    shape.dtype = seed % 2 == 0 ? DType::kF8E4M3 : DType::kI8;
+    const Batch codes(shape);
+    shape.dtype = DType::kF32;
+    Batch numbers(shape);
+    numbers.StoreNumbersOf(codes);
+    const AttentionResult got = RunAttention(codes.attention, GetParam(), shape.threads);
+    const AttentionResult expected = RunAttention(numbers.attention, GetParam(), 1);
+    ASSERT_EQ(got.out, expected.out) << shape;
+    ASSERT_EQ(got.lse, expected.lse) << shape;
+  }
+}
+
+// A row that could not be quantised is NaN for whoever sees it (quantise.h, rule 2).
+TEST_P(AttentionTest, AVisibleScaleThatIsNanIsNotHidden) {
+  const TestLayer layer = HeadsLayer(DType::kI8, 1, 64, 16);
+  for (const bool value : {false, true}) {
+    const PagedKv kv(layer, 300, 1);
+    AttentionCase c;
+    c.params.layer = layer.layer;
+    c.params.q_heads = 1;
+    c.params.scale = 1;
+    c.chunks = {{kv.table(), 99, 1}, {kv.table(), 100, 1}};
+    std::mt19937 random(1);
+    c.q = RandomFloats(random, 2 * 64);
+    std::memset(kv.ScaleAt(100, 0, value), 0xff, kScaleBytes);
+    const AttentionResult result = RunAttention(c, GetParam(), 1);
+    EXPECT_FALSE(std::isnan(result.out[0]));
+    EXPECT_TRUE(std::isnan(result.out[64]));
+    EXPECT_EQ(std::isnan(result.lse[1]), !value);
+  }
+}
+
 TEST_P(AttentionTest, PartsOfTheKeysMergeIntoTheWhole) {
   ThreadPool pool(2);
-  for (uint32_t seed = 1; seed <= 30; ++seed) {
+  for (uint32_t seed = 1; seed <= 50; ++seed) {
     std::mt19937 random(seed);
     Shape shape = RandomShape(seed);
     if (shape.chunks.front().second == 0) continue;

@@ -96,6 +96,10 @@ const Subject kSubjects[] = {
     {.dtype = DType::kBf16, .kv_heads = 2, .group = 2, .window = 270, .sinks = 5},
     {.dtype = DType::kF32, .kv_heads = 1, .group = 5, .window = 7, .sinks = 0},
     {.dtype = DType::kBf16, .kv_heads = 2, .group = 2, .window = 40, .sinks = 33, .rotate = true},
+    {.dtype = DType::kF8E4M3, .kv_heads = 2, .group = 4, .dim = 128},
+    {.dtype = DType::kI8, .kv_heads = 4, .group = 1, .dim = 80, .window = 270, .sinks = 5},
+    {.dtype = DType::kI8, .kv_heads = 2, .group = 2, .window = 40, .sinks = 33, .rotate = true},
+    {.dtype = DType::kF8E4M3, .kv_heads = 1, .group = 80, .dim = 48, .rope_dim = 16},
 };
 
 class InvarianceTest : public IsaTest {

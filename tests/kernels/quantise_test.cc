@@ -194,16 +194,5 @@ TEST(QuantiseTest, AppendQuantisesEachKeyAndValue) {
   }
 }
 
-TEST(QuantiseDeathTest, TheCpuDoesNotAttendToCodes) {
-  const TestLayer layer = HeadsLayer(DType::kF8E4M3, 1, 64, 16);
-  const PagedKv kv(layer, 20, 1);
-  AttentionCase c;
-  c.params.layer = layer.layer;
-  c.params.q_heads = 1;
-  c.chunks = {{kv.table(), 19, 1}};
-  c.q.resize(64);
-  EXPECT_DEATH(RunAttention(c, Isa::kPortable, 1), "layer.dtype: 3 given, allowed on the CPU");
-}
-
 }  // namespace
 }  // namespace larder::kernels::testing
