@@ -25,8 +25,8 @@ using BlockRef = std::shared_ptr<std::byte>;
 
 class BlockPool {
  public:
-  // `block_bytes` is a multiple of 64. RESOURCE_EXHAUSTED where the memory is not to be had;
-  // INVALID_ARGUMENT where not even one block fits.
+  // `block_bytes` > 0; blocks are aligned to 64 bytes whatever it is. RESOURCE_EXHAUSTED where the
+  // memory is not to be had; INVALID_ARGUMENT where not even one block fits.
   static absl::StatusOr<std::unique_ptr<BlockPool>> Create(BlockMemory& memory, uint64_t pool_bytes,
                                                            uint64_t block_bytes);
   ~BlockPool();
@@ -46,12 +46,13 @@ class BlockPool {
 
  private:
   BlockPool(BlockMemory& memory, std::shared_ptr<std::byte> base, uint64_t blocks,
-            uint64_t block_bytes);
+            uint64_t block_bytes, uint64_t stride_bytes);
 
   BlockMemory& memory_;
   const std::shared_ptr<std::byte> base_;
   const uint64_t blocks_;
   const uint64_t block_bytes_;
+  const uint64_t stride_bytes_;
   uint64_t used_ = 0;
   uint64_t touched_ = 0;          // blocks from the start that were ever handed out
   std::vector<std::byte*> free_;  // of those; the last given back is the first taken

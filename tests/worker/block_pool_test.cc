@@ -39,6 +39,17 @@ TEST(BlockPool, GivesEachBlockOnceUntilItComesBack) {
   EXPECT_FALSE(again.contains(shared.get()));
 }
 
+// Codes with their scales: a block of any size.
+TEST(BlockPool, BlocksAreAlignedWhateverTheirSize) {
+  const auto pool = *BlockPool::Create(HostBlockMemory(), 10 * 192, 160);
+  ASSERT_EQ(pool->blocks(), 10u);
+  EXPECT_EQ(pool->block_bytes(), 160u);
+  const BlockRef first = pool->Take();
+  const BlockRef second = pool->Take();
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(first.get()) % 64, 0u);
+  EXPECT_EQ(second.get() - first.get(), 192);
+}
+
 TEST(BlockPool, RefusesLessThanABlock) {
   EXPECT_EQ(BlockPool::Create(HostBlockMemory(), 4095, 4096).status().message(),
             "pool_bytes: 4095 given, must be at least one block, 4096");
