@@ -23,6 +23,10 @@ v1::DType WireType(Dtype dtype) {
       return v1::DTYPE_F16;
     case Dtype::kBf16:
       return v1::DTYPE_BF16;
+    case Dtype::kF8E4M3:
+      return v1::DTYPE_F8_E4M3;
+    case Dtype::kI8:
+      return v1::DTYPE_I8;
   }
   return v1::DTYPE_UNSPECIFIED;
 }

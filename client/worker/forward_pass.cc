@@ -7,9 +7,19 @@
 namespace larder::worker {
 
 kernels::DType KernelDtype(Dtype dtype) {
-  return dtype == Dtype::kF32   ? kernels::DType::kF32
-         : dtype == Dtype::kF16 ? kernels::DType::kF16
-                                : kernels::DType::kBf16;
+  switch (dtype) {
+    case Dtype::kBf16:
+      return kernels::DType::kBf16;
+    case Dtype::kF16:
+      return kernels::DType::kF16;
+    case Dtype::kF32:
+      return kernels::DType::kF32;
+    case Dtype::kF8E4M3:
+      return kernels::DType::kF8E4M3;
+    case Dtype::kI8:
+      return kernels::DType::kI8;
+  }
+  return kernels::DType::kBf16;
 }
 
 std::vector<float> RopeFrequencies(const ModelConfig& config) {

@@ -357,7 +357,9 @@ absl::Status CheckSupported(const ModelConfig& config, const TransformerOptions&
         absl::StrCat(field, ": ", value, "; allowed on cuda: ", allowed));
   };
   if (options.keys_before_rope) return refuse("keys_before_rope", "true", "false");
-  if (options.kv_dtype == Dtype::kF32) return refuse("kv_dtype", "f32", "bf16, f16");
+  if (options.kv_dtype != Dtype::kBf16 && options.kv_dtype != Dtype::kF16) {
+    return refuse("kv_dtype", DtypeName(options.kv_dtype), "bf16, f16");
+  }
   if (config.hidden % kUnit != 0) return refuse("hidden_size", config.hidden, "a multiple of 4");
   if (config.ffn % kUnit != 0) return refuse("intermediate_size", config.ffn, "a multiple of 4");
   return absl::OkStatus();

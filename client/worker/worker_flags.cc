@@ -28,15 +28,16 @@ void AddKvDtype(CLI::App& app, Dtype& value) {
   app.add_option_function<std::string>(
          "--kv-dtype",
          [&value](const std::string& text) {
-           for (const Dtype dtype : {Dtype::kBf16, Dtype::kF16, Dtype::kF32}) {
+           for (const Dtype dtype :
+                {Dtype::kBf16, Dtype::kF16, Dtype::kF32, Dtype::kF8E4M3, Dtype::kI8}) {
              if (text != DtypeName(dtype)) continue;
              value = dtype;
              return;
            }
            throw CLI::ValidationError("--kv-dtype",
-                                      "\"" + text + "\" must be one of bf16, f16, f32");
+                                      "\"" + text + "\" must be one of bf16, f16, f32, f8_e4m3, i8");
          },
-         "What K/V are kept as: bf16, f16 or f32 (default bf16)")
+         "What K/V are kept as: bf16, f16, f32, f8_e4m3 or i8 (default bf16)")
       ->type_name("TYPE");
 }
 

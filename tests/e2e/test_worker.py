@@ -118,7 +118,8 @@ class SameTokens(WorkerTest):
     def test_for_every_layout_and_chunk(self):
         prompts = [prompt(i, length)
                    for i, length in enumerate((1, 15, 16, 17, 48, 100, 256, 333))]
-        for model, dtype in itertools.product((TINY, QWEN), ("bf16", "f16", "f32")):
+        for model, dtype in itertools.product((TINY, QWEN),
+                                              ("bf16", "f16", "f32", "f8_e4m3", "i8")):
             # Tiers this small are four slabs, one for each of three models and one to spare: with
             # more, models take slabs from each other and forget what is asked for here.
             daemon = self.daemon(gpu=256, host=512)
@@ -367,7 +368,7 @@ class BadValues(WorkerTest):
                 (("prompt", "1025", "1 to 1024"), self.argv([prompt(1, CONTEXT + 1)])),
                 (("512", "0 to 511"), self.argv([[512]])),
                 (("samples", "9", "1 to 8"), self.argv(one, samples=9)),
-                (("--kv-dtype", "int8", "bf16, f16, f32"), self.argv(one, kv_dtype="int8")),
+                (("--kv-dtype", "int8", "f8_e4m3, i8"), self.argv(one, kv_dtype="int8")),
                 (("--chunk-tokens", "0", "1 to"), self.argv(one, chunk_tokens=0)),
                 (("--pool-bytes", "1KB"), self.argv(one, pool_bytes="1KB")),
                 (("pool_bytes",), self.argv([prompt(1, 500)], pool_bytes="64KiB")),

@@ -292,6 +292,7 @@ TEST(CudaForwardPass, RefusesWhatHasNoKernel) {
     return std::string(status.message());
   };
   EXPECT_EQ(refused({}), "");
+  EXPECT_THAT(refused({.kv_dtype = Dtype::kI8}), HasSubstr("kv_dtype: i8; allowed on cuda: bf16"));
   EXPECT_THAT(refused({.kv_dtype = Dtype::kF32}),
               HasSubstr("kv_dtype: f32; allowed on cuda: bf16"));
   EXPECT_THAT(refused({.keys_before_rope = true}), HasSubstr("keys_before_rope: true;"));

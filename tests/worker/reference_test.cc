@@ -6,6 +6,7 @@
 #include <fstream>
 #include <string>
 
+#include "client/worker/perplexity.h"
 #include "client/worker/sampler.h"
 #include "client/worker/transformer.h"
 #include "gtest/gtest.h"
@@ -100,6 +101,30 @@ TEST_P(ReferenceTest, SameContinuation) {
     }
   }
   EXPECT_GE(compared, 16u);
+}
+
+double PerplexityWith(Dtype kv_dtype) {
+  const auto transformer = LoadModel("austen", Arithmetic::kF32, kv_dtype);
+  const nlohmann::json reference = Reference("austen");
+  Likelihood all;
+  for (const nlohmann::json& item : reference["cases"]) {
+    const auto tokens = item["tokens"].get<std::vector<uint32_t>>();
+    std::mt19937 random(1);
+    TestBlocks blocks(transformer->geometry(), tokens.size(), random);
+    const auto likelihood = Score(*transformer, tokens, 0, blocks.table(), 512);
+    EXPECT_TRUE(likelihood.ok()) << likelihood.status();
+    all.nats += likelihood->nats;
+    all.tokens += likelihood->tokens;
+  }
+  return all.Perplexity();
+}
+
+// README, "What K/V are kept as". A scale or a code of another row would cost far more.
+TEST(CodesTest, OneByteKvForetellsNearlyAsWell) {
+  const double exact = PerplexityWith(Dtype::kF32);
+  EXPECT_NEAR(PerplexityWith(Dtype::kBf16) / exact, 1, 0.001);
+  EXPECT_NEAR(PerplexityWith(Dtype::kI8) / exact, 1, 0.005);
+  EXPECT_NEAR(PerplexityWith(Dtype::kF8E4M3) / exact, 1, 0.01);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ReferenceTest,

@@ -56,13 +56,17 @@ TestBlocks::TestBlocks(const KvGeometry& geometry, size_t tokens, std::mt19937& 
   std::shuffle(table_.begin(), table_.end(), random);
 }
 
-std::span<const std::byte> TestBlocks::Row(uint32_t layer, uint32_t part, uint32_t head,
-                                           size_t token) const {
-  const size_t row_bytes = geometry_.head_dim * DtypeBytes(geometry_.dtype);
+TestBlocks::Row TestBlocks::RowOf(uint32_t layer, uint32_t part, uint32_t head,
+                                  size_t token) const {
+  const size_t element_bytes = geometry_.head_dim * DtypeBytes(geometry_.dtype);
+  const size_t scale_bytes = geometry_.RowBytes() - element_bytes;
+  const size_t rows = size_t{geometry_.layers} * 2 * geometry_.kv_heads * geometry_.block_tokens;
   const size_t index =
       ((size_t{layer} * 2 + part) * geometry_.kv_heads + head) * geometry_.block_tokens +
       token % geometry_.block_tokens;
-  return {table_[token / geometry_.block_tokens] + index * row_bytes, row_bytes};
+  const std::byte* const block = table_[token / geometry_.block_tokens];
+  return {{block + index * element_bytes, element_bytes},
+          {block + rows * element_bytes + index * scale_bytes, scale_bytes}};
 }
 
 std::vector<std::byte> TestBlocks::Gather(size_t count) const {
@@ -71,8 +75,9 @@ std::vector<std::byte> TestBlocks::Gather(size_t count) const {
     for (uint32_t part = 0; part < 2; ++part) {
       for (uint32_t head = 0; head < geometry_.kv_heads; ++head) {
         for (size_t token = 0; token < count; ++token) {
-          const auto row = Row(layer, part, head, token);
-          bytes.insert(bytes.end(), row.begin(), row.end());
+          const Row row = RowOf(layer, part, head, token);
+          bytes.insert(bytes.end(), row.elements.begin(), row.elements.end());
+          bytes.insert(bytes.end(), row.scale.begin(), row.scale.end());
         }
       }
     }
@@ -85,8 +90,10 @@ bool TestBlocks::Untouched(size_t begin, size_t end) const {
     for (uint32_t layer = 0; layer < geometry_.layers; ++layer) {
       for (uint32_t part = 0; part < 2; ++part) {
         for (uint32_t head = 0; head < geometry_.kv_heads; ++head) {
-          const auto row = Row(layer, part, head, token);
-          if (!std::all_of(row.begin(), row.end(), [](std::byte b) { return b == kFresh; })) {
+          const Row row = RowOf(layer, part, head, token);
+          const auto fresh = [](std::byte b) { return b == kFresh; };
+          if (!std::all_of(row.elements.begin(), row.elements.end(), fresh) ||
+              !std::all_of(row.scale.begin(), row.scale.end(), fresh)) {
             return false;
           }
         }

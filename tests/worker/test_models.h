@@ -31,14 +31,19 @@ class TestBlocks {
   TestBlocks& operator=(const TestBlocks&) = delete;
 
   std::span<std::byte* const> table() const { return table_; }
-  // K/V of tokens [0, count), bytes in the order [layer][K or V][kv_head][token]: the same
-  // whatever block_tokens is.
+  // K/V of tokens [0, count), bytes in the order [layer][K or V][kv_head][token], each row with its
+  // scale if it has one: the same whatever block_tokens is.
   std::vector<std::byte> Gather(size_t count) const;
   // Whether all bytes of tokens [begin, end) are as they were at first.
   bool Untouched(size_t begin, size_t end) const;
 
  private:
-  std::span<const std::byte> Row(uint32_t layer, uint32_t part, uint32_t head, size_t token) const;
+  // A row's elements and its scale, which is empty where rows have none.
+  struct Row {
+    std::span<const std::byte> elements;
+    std::span<const std::byte> scale;
+  };
+  Row RowOf(uint32_t layer, uint32_t part, uint32_t head, size_t token) const;
 
   const KvGeometry geometry_;
   std::vector<std::byte> memory_;

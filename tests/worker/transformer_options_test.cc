@@ -43,6 +43,8 @@ TEST(TransformerOptionsTest, GeometryIsWhatTheWireAsksFor) {
   EXPECT_EQ(geometry.head_dim, 16u);
   EXPECT_EQ(geometry.dtype, Dtype::kF16);
   EXPECT_EQ(geometry.BlockBytes(), 3u * 2 * 2 * 8 * 16 * 2);
+  EXPECT_EQ(SmallTransformer({.kv_dtype = Dtype::kI8, .block_tokens = 8})->geometry().BlockBytes(),
+            3u * 2 * 2 * 8 * (16 + 4));
   EXPECT_GT(transformer->options().threads, 0u);
   EXPECT_NE(transformer->options().arithmetic, Arithmetic::kAuto);
 }

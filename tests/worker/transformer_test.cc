@@ -154,6 +154,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Case{"Bf16", {.kv_dtype = Dtype::kBf16}},
                     Case{"F16", {.kv_dtype = Dtype::kF16}}, Case{"F32", {.kv_dtype = Dtype::kF32}},
                     Case{"ProductsF32", {.kv_dtype = Dtype::kF32, .arithmetic = Arithmetic::kF32}},
+                    Case{"F8E4m3", {.kv_dtype = Dtype::kF8E4M3}},
+                    Case{"I8", {.kv_dtype = Dtype::kI8, .keys_before_rope = true}},
                     Case{"Window",
                          {.window = AttentionWindow{.sink_tokens = 4, .window_tokens = 50}}},
                     Case{"KeysBeforeRope", {.keys_before_rope = true}}),
