@@ -33,19 +33,6 @@ struct CodesShape : DecodeShape<kHeadDim, kHeadTiles> {
   static_assert(kHeadDim % 32 == 0);
 };
 
-// Two codes, the first in the low byte, as f16; exact.
-__device__ inline uint32_t F16x2Of(E4m3, uint32_t codes) {
-#if defined(LARDER_EMULATED_GPU) || __CUDA_ARCH__ >= 890
-  return F16x2FromE4m3x2(static_cast<uint16_t>(codes));
-#else
-  return PackF16(FromE4m3(static_cast<uint8_t>(codes)), FromE4m3(static_cast<uint8_t>(codes >> 8)));
-#endif
-}
-__device__ inline uint32_t F16x2Of(Int8, uint32_t codes) {
-  return PackF16(static_cast<float>(static_cast<int8_t>(codes)),
-                 static_cast<float>(static_cast<int8_t>(codes >> 8)));
-}
-
 // What one warp has of a piece. S: the codes.
 template <typename S, int kDim, int kTiles>
 class CodesWarp {

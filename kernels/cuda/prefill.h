@@ -14,7 +14,7 @@
 //    zero; as zero times infinity is NaN, a value that is not finite reaches all rows of a tile
 //    that has one which sees it.
 // 2. Scores and sums are float32; weights are rounded to the storage type before they meet the
-//    values.
+//    values, to f16 where these are codes.
 // 3. A row's keys are taken in tiles that are counted from position 0, each by the same operations,
 //    and a tile in which a row sees nothing changes no bit of it: its result does not depend on the
 //    chunk, the batch or the tile it is in.
@@ -38,9 +38,15 @@ struct DevicePrefillPlan {
   int32_t tile_rows = 0;
 };
 
+// Of queries: the storage type; f16 for codes, which become f16 on their way to tensor cores.
+constexpr DType PrefillQueryType(const KvLayer& layer) {
+  return IsQuantised(layer.dtype) ? DType::kF16 : layer.dtype;
+}
+
 struct PrefillParams {
-  KvLayer layer;        // bf16 or f16, key_dim = value_dim, one of 16, 32, 64, 80, 96, 128, 256.
-                        // Offsets and strides multiples of 16 bytes, like block addresses
+  KvLayer layer;        // key_dim = value_dim: of bf16 or f16 one of 16, 32, 64, 80, 96, 128, 256,
+                        // of e4m3 or int8 one of 64, 96, 128, 256. Offsets and strides multiples
+                        // of 16 bytes, like block addresses; scales' of 4
   int32_t q_heads = 0;  // a multiple of layer.kv_heads
   float scale = 0;
   int32_t window = 0;
@@ -48,11 +54,11 @@ struct PrefillParams {
   int32_t key_begin = 0;
   int32_t key_end = std::numeric_limits<int32_t>::max();
 
-  const void* q = nullptr;        // device [rows][q_heads][key_dim], layer.dtype, aligned to 16
-  int64_t q_stride = 0;           // numbers from a row to the next, a multiple of 8
-  void* out = nullptr;            // device [rows][q_heads][value_dim], written, aligned to 8
-  int64_t out_stride = 0;         // numbers from a row to the next, even
-  DType out_dtype = DType::kF32;  // kF32 or layer.dtype
+  const void* q = nullptr;  // device [rows][q_heads][key_dim], PrefillQueryType, aligned to 16
+  int64_t q_stride = 0;     // numbers from a row to the next, a multiple of 8
+  void* out = nullptr;      // device [rows][q_heads][value_dim], written, aligned to 8
+  int64_t out_stride = 0;   // numbers from a row to the next, even
+  DType out_dtype = DType::kF32;  // kF32 or PrefillQueryType
   float* lse = nullptr;  // device [rows][q_heads], written; natural logarithm. Null: not wanted
 
   const SequenceChunk* chunks = nullptr;  // device; `blocks` device pointers

@@ -20,8 +20,9 @@ int64_t TilesOf(std::span<const SequenceChunk> chunks, int32_t group, int32_t ti
 PrefillPlan PlanPrefill(std::span<const SequenceChunk> chunks, const PrefillPlanOptions& options) {
   const int64_t large = TilesOf(chunks, options.group, kPrefillRowsLarge) * options.kv_heads;
   PrefillPlan plan;
-  plan.tile_rows = options.head_dim > kLargeTileDimMax || large < options.sms ? kPrefillRowsSmall
-                                                                              : kPrefillRowsLarge;
+  const bool small =
+      options.quantised || options.head_dim > kLargeTileDimMax || large < options.sms;
+  plan.tile_rows = small ? kPrefillRowsSmall : kPrefillRowsLarge;
   int32_t row = 0;
   for (size_t i = 0; i < chunks.size(); ++i) {
     const int32_t pairs = chunks[i].tokens * options.group;

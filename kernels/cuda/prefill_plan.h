@@ -39,9 +39,10 @@ struct PrefillPlan {
 
 struct PrefillPlanOptions {
   int32_t kv_heads = 0;
-  int32_t group = 0;     // q heads a kv head
-  int32_t head_dim = 0;  // large ones have small tiles only
-  int32_t sms = 0;       // of the GPU
+  int32_t group = 0;       // q heads a kv head
+  int32_t head_dim = 0;    // large ones have small tiles only
+  int32_t sms = 0;         // of the GPU
+  bool quantised = false;  // K/V are codes, which have small tiles only
 };
 
 // Large tiles read a key half as often as small ones and are taken unless they leave SMs without

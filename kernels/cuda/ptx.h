@@ -34,6 +34,12 @@ __device__ inline void CopyAsync16(void* to_shared, const void* from, bool read 
                "l"(from), "r"(read ? 16 : 0)
                : "memory");
 }
+// cp.async.ca: 4 bytes, likewise.
+__device__ inline void CopyAsync4(void* to_shared, const void* from, bool read = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(to_shared)),
+               "l"(from), "r"(read ? 4 : 0)
+               : "memory");
+}
 __device__ inline void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Returns when all but the last kPending groups that this thread committed have arrived.
 template <int kPending>

@@ -1,4 +1,5 @@
-// Four numbers at a time between memory and float32 registers, whatever they are stored as.
+// Four numbers at a time between memory and float32 registers, whatever they are stored as; codes
+// to f16.
 //
 // Thread safety: device functions.
 #pragma once
@@ -61,6 +62,19 @@ __device__ inline uint32_t PackFourCodes(E4m3, float4 x) {
 __device__ inline uint32_t PackFourCodes(Int8, float4 x) {
   const auto byte = [](float code) { return uint32_t{static_cast<uint8_t>(ToInt8(code))}; };
   return byte(x.x) | byte(x.y) << 8 | byte(x.z) << 16 | byte(x.w) << 24;
+}
+
+// Two codes, the first in the low byte, as f16; exact.
+__device__ inline uint32_t F16x2Of(E4m3, uint32_t codes) {
+#if defined(LARDER_EMULATED_GPU) || __CUDA_ARCH__ >= 890
+  return F16x2FromE4m3x2(static_cast<uint16_t>(codes));
+#else
+  return PackF16(FromE4m3(static_cast<uint8_t>(codes)), FromE4m3(static_cast<uint8_t>(codes >> 8)));
+#endif
+}
+__device__ inline uint32_t F16x2Of(Int8, uint32_t codes) {
+  return PackF16(static_cast<float>(static_cast<int8_t>(codes)),
+                 static_cast<float>(static_cast<int8_t>(codes >> 8)));
 }
 
 __device__ inline float LargestOf(float4 x) {

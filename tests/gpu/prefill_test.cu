@@ -33,6 +33,7 @@ struct Shape {
   double spread = 1;
   std::vector<std::pair<int32_t, int32_t>> chunks = {};  // position, tokens >= 1; different ends
 
+  DType QueryType() const { return kernels::IsQuantised(dtype) ? DType::kF16 : dtype; }
   std::string Literal() const {
     std::string text =
         "{" + std::to_string(seed) + ", DType{" + std::to_string(static_cast<int>(dtype)) + "}";
@@ -78,7 +79,7 @@ class PrefillCase {
     params_.sinks = s.sinks;
     params_.key_begin = s.key_begin;
     params_.key_end = s.key_end;
-    params_.out_dtype = s.out_f32 ? DType::kF32 : s.dtype;
+    params_.out_dtype = s.out_f32 ? DType::kF32 : s.QueryType();
     params_.q_stride = int64_t{params_.q_heads} * s.dim + 8;
     params_.out_stride = int64_t{params_.q_heads} * s.dim + 2;
     chunks_.resize(s.chunks.size());
@@ -93,7 +94,7 @@ class PrefillCase {
         // A token's query depends on its sequence and position, not on the chunk.
         std::mt19937 random(s.seed * 1000 + static_cast<uint32_t>(chunks_[i].position + t));
         for (int64_t n = 0; n < params_.q_stride; ++n) {
-          q_.push_back(kernels::testing::Rounded(s.dtype, normal(random)));
+          q_.push_back(kernels::testing::Rounded(s.QueryType(), normal(random)));
         }
       }
       rows_ += chunks_[i].tokens;
@@ -111,11 +112,12 @@ class PrefillCase {
   AttentionResult Run() {
     PrefillPlan plan =
         kernels::cuda::PlanPrefill(chunks_, {shape_.kv_heads, shape_.group, shape_.dim,
-                                             shape_.tile_rows == kPrefillRowsLarge ? 0 : 1 << 20});
+                                             shape_.tile_rows == kPrefillRowsLarge ? 0 : 1 << 20,
+                                             kernels::IsQuantised(shape_.dtype)});
     Expect(plan.tile_rows == shape_.tile_rows, "tile rows: " + shape_.Literal());
     const DeviceArray<PrefillTile> tiles(plan.tiles);
     const DeviceArray<SequenceChunk> chunks(chunks_);
-    const DeviceArray<std::byte> device_q(Encoded(shape_.dtype, q_));
+    const DeviceArray<std::byte> device_q(Encoded(shape_.QueryType(), q_));
     PrefillParams p = params_;
     const DeviceArray<std::byte> out(rows_ * p.out_stride * kernels::BytesOf(p.out_dtype));
     const DeviceArray<float> lse(static_cast<size_t>(rows_) * p.q_heads);
@@ -132,10 +134,10 @@ class PrefillCase {
     return result;
   }
 
-  // Weights are rounded to the storage type.
-  void ExpectCorrect(const AttentionResult& result) {
-    const double type = RoundingOf(shape_.dtype);
-    const Rounding rounding{type, shape_.out_f32 ? 0 : type};
+  // Weights are rounded to the storage type, of codes to f16.
+  void ExpectCorrect(const AttentionResult& result, double absolute = Rounding{}.absolute) {
+    const double type = RoundingOf(shape_.QueryType());
+    const Rounding rounding{type, shape_.out_f32 ? 0 : type, absolute};
     int64_t row = 0;
     for (size_t c = 0; c < chunks_.size(); ++c) {
       const TestSequence& sequence = kv_.sequences()[c];
@@ -202,11 +204,44 @@ void RandomShapes(uint32_t seed) {
   c.ExpectCorrect(c.Run());
 }
 
+constexpr DType kCodes[] = {DType::kF8E4M3, DType::kI8};
+
+// What RandomShape draws, over codes.
+void RandomShapesOfCodes(uint32_t seed) {
+  Shape s = RandomShape(seed + 100);
+  s.dtype = kCodes[seed % 2];
+  s.dim = s.dim < 64 ? 64 : s.dim == 80 ? 96 : s.dim;
+  s.tile_rows = kPrefillRowsSmall;
+  PrefillCase c(s);
+  c.ExpectCorrect(c.Run());
+}
+
+// As decode's: values whose scales are far below what f16 resolves.
+void SmallScales(uint32_t seed) {
+  for (const DType dtype : kCodes) {
+    PrefillCase c(
+        {.seed = seed, .dtype = dtype, .group = 4, .spread = 1e-3, .chunks = {{1500, 20}}});
+    c.params().scale = 0;
+    c.ExpectCorrect(c.Run(), /*absolute=*/2e-9);
+  }
+}
+
+// Values of zeros have scales of zero; keys of zeros see all tokens alike.
+void RowsOfZeros(uint32_t seed) {
+  PrefillCase c({.seed = seed, .dtype = DType::kI8, .group = 2, .spread = 0, .chunks = {{40, 1}}});
+  const AttentionResult result = c.Run();
+  for (const double x : result.out) Expect(x == 0, "the mean of zeros is 0");
+  for (const float x : result.lse)
+    ExpectWithin(Distance(std::log(41.0), x), 1e-5, "lse of 41 equal scores");
+}
+
 void EveryHeadDim(uint32_t seed) {
-  for (const DType dtype : {DType::kBf16, DType::kF16}) {
+  for (const DType dtype : {DType::kBf16, DType::kF16, DType::kF8E4M3, DType::kI8}) {
+    const bool codes = kernels::IsQuantised(dtype);
     for (const int32_t dim : {16, 32, 64, 80, 96, 128, 256}) {
+      if (codes && (dim < 64 || dim == 80)) continue;
       for (const int32_t tile_rows : {kPrefillRowsSmall, kPrefillRowsLarge}) {
-        if (dim > 128 && tile_rows == kPrefillRowsLarge) continue;
+        if ((codes || dim > 128) && tile_rows == kPrefillRowsLarge) continue;
         PrefillCase c({.seed = seed,
                        .dtype = dtype,
                        .group = 4,
@@ -223,13 +258,17 @@ void EveryHeadDim(uint32_t seed) {
 void ARowDoesNotDependOnItsChunk(uint32_t seed) {
   Shape s{.seed = seed, .kv_heads = 2, .group = 4, .chunks = {{70, 100}}};
   if (seed % 2 == 0) s.window = 50, s.sinks = 3;
+  if (seed > 4) s.dtype = kCodes[seed / 2 % 2];
   PrefillCase whole(s);
   const AttentionResult expected = whole.Run();
   whole.ExpectCorrect(expected);
-  s.tile_rows = kPrefillRowsLarge;
-  PrefillCase large(s);
-  const AttentionResult in_large_tiles = large.Run();
-  Expect(in_large_tiles.out == expected.out && in_large_tiles.lse == expected.lse, "large tiles");
+  if (!kernels::IsQuantised(s.dtype)) {
+    s.tile_rows = kPrefillRowsLarge;
+    PrefillCase large(s);
+    const AttentionResult in_large_tiles = large.Run();
+    Expect(in_large_tiles.out == expected.out && in_large_tiles.lse == expected.lse, "large tiles");
+    s.tile_rows = kPrefillRowsSmall;
+  }
   constexpr int32_t kSkipped = 37;
   PrefillCase part(s);
   part.Cut(0, 70 + kSkipped, 100 - kSkipped);
@@ -244,21 +283,32 @@ void ARowDoesNotDependOnItsChunk(uint32_t seed) {
 }
 
 void LargeScores(uint32_t seed) {
-  PrefillCase c({.seed = seed, .group = 4, .spread = 20, .chunks = {{200, 20}}});
-  for (const double x : c.Run().out) Expect(std::isfinite(x) && std::abs(x) < 100, "a value");
-  c.params().scale = 0;  // the mean of all values
-  c.ExpectCorrect(c.Run());
+  for (const DType dtype : {DType::kBf16, DType::kF8E4M3}) {
+    PrefillCase c({.seed = seed, .dtype = dtype, .group = 4, .spread = 20, .chunks = {{200, 20}}});
+    for (const double x : c.Run().out) Expect(std::isfinite(x) && std::abs(x) < 400, "a value");
+    c.params().scale = 0;  // the mean of all values
+    c.ExpectCorrect(c.Run());
+  }
 }
 
 void NothingSeenIsZeroAndMinusInfinity(uint32_t seed) {
-  PrefillCase c({.seed = seed, .kv_heads = 2, .group = 3, .key_begin = 400, .chunks = {{300, 30}}});
-  ExpectNothingSeen(c.Run());
+  for (const DType dtype : {DType::kBf16, DType::kI8}) {
+    PrefillCase c({.seed = seed,
+                   .dtype = dtype,
+                   .kv_heads = 2,
+                   .group = 3,
+                   .key_begin = 400,
+                   .chunks = {{300, 30}}});
+    ExpectNothingSeen(c.Run());
+  }
 }
 
 void AVisibleNanIsNotHidden(uint32_t seed) {
-  PrefillCase c({.seed = seed, .group = 2, .chunks = {{200, 9}}});
-  c.q()[3] = std::nan("");
-  ExpectNanOfFirstHead(c.Run());
+  for (const DType dtype : {DType::kBf16, DType::kF8E4M3}) {
+    PrefillCase c({.seed = seed, .dtype = dtype, .group = 2, .chunks = {{200, 9}}});
+    c.q()[3] = std::nan("");
+    ExpectNanOfFirstHead(c.Run());
+  }
 }
 
 void OtherShapesAreRefused(uint32_t seed) {
@@ -277,6 +327,18 @@ void OtherShapesAreRefused(uint32_t seed) {
   refused("large tiles of large heads", [](PrefillParams& p) {
     p.layer.key_dim = p.layer.value_dim = 256;
     p.plan.tile_rows = kPrefillRowsLarge;
+  });
+  refused("codes of a head dim of 80", [](PrefillParams& p) {
+    p.layer.dtype = DType::kI8;
+    p.layer.key_dim = p.layer.value_dim = 80;
+  });
+  refused("large tiles of codes", [](PrefillParams& p) {
+    p.layer.dtype = DType::kF8E4M3;
+    p.plan.tile_rows = kPrefillRowsLarge;
+  });
+  refused("scales aligned to 2", [](PrefillParams& p) {
+    p.layer.dtype = DType::kI8;
+    p.layer.value_scale_offset_bytes += 2;
   });
 }
 
@@ -322,8 +384,11 @@ int main(int argc, char** argv) {
       std::vector<Case>{
           {"plans_cover_each_pair_once", 40, PlansCoverEachPairOnce},
           {"random_shapes", 40, RandomShapes},
+          {"random_shapes_of_codes", 30, RandomShapesOfCodes},
           {"every_head_dim", 1, EveryHeadDim},
-          {"a_row_does_not_depend_on_its_chunk", 4, ARowDoesNotDependOnItsChunk},
+          {"small_scales", 1, SmallScales},
+          {"rows_of_zeros", 1, RowsOfZeros},
+          {"a_row_does_not_depend_on_its_chunk", 8, ARowDoesNotDependOnItsChunk},
           {"large_scores", 1, LargeScores},
           {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
           {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},

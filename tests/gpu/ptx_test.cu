@@ -178,22 +178,31 @@ void MatricesAreTransposed(uint32_t seed) {
   }
 }
 
-__global__ void Zeros(const uint4* in, uint4* out) {
+__global__ void Zeros(const uint4* in, uint4* out, uint32_t* out_words) {
   uint4* const shared = reinterpret_cast<uint4*>(DynamicShared());
   CopyAsync16(shared + threadIdx.x, threadIdx.x % 2 == 0 ? in + threadIdx.x : nullptr,
               threadIdx.x % 2 == 0);
+  auto* const words = reinterpret_cast<uint32_t*>(shared + 32);
+  CopyAsync4(words + threadIdx.x, threadIdx.x % 2 == 1 ? &in[threadIdx.x].y : nullptr,
+             threadIdx.x % 2 == 1);
   CopyAsyncCommit();
   CopyAsyncWait<0>();
   out[threadIdx.x] = shared[threadIdx.x];
+  out_words[threadIdx.x] = words[threadIdx.x];
 }
 
 void CopiesOfNothingAreZero(uint32_t /*seed*/) {
   const DeviceArray<uint4> in(32);
   DeviceArray<uint4> out(32);
-  Require(Launch(Zeros, {1, 32, 32 * sizeof(uint4)}, nullptr, in.data(), out.data()), "Zeros");
+  DeviceArray<uint32_t> out_words(32);
+  Require(Launch(Zeros, {1, 32, 32 * (sizeof(uint4) + sizeof(uint32_t))}, nullptr, in.data(),
+                 out.data(), out_words.data()),
+          "Zeros");
   const std::vector<uint4> got = out.Host();
+  const std::vector<uint32_t> words = out_words.Host();
   for (int i = 0; i < 32; ++i) {
     Expect(got[i].x == (i % 2 == 0 ? 0xffffffffu : 0) && got[i].x == got[i].w, "16 bytes or zeros");
+    Expect(words[i] == (i % 2 == 1 ? 0xffffffffu : 0), "4 bytes or zeros");
   }
 }
 

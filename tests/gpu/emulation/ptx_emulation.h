@@ -16,6 +16,9 @@ namespace larder::kernels::cuda {
 inline void CopyAsync16(void* to_shared, const void* from, bool read = true) {
   emulation::CopyAsync(to_shared, from, 16, read ? 0 : 16);
 }
+inline void CopyAsync4(void* to_shared, const void* from, bool read = true) {
+  emulation::CopyAsync(to_shared, from, 4, read ? 0 : 4);
+}
 inline void CopyAsyncCommit() { emulation::CopyAsyncCommit(); }
 template <int kPending>
 inline void CopyAsyncWait() {
