@@ -62,13 +62,13 @@ struct Vec {
 
   // As float16, whose fields are wider and whose exponent is 8 more; 0x7f is NaN.
   static F FromE4m3(__m128i codes) {
-    const __m128i halves = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);
-    const __m128i magnitude = _mm_and_si128(halves, _mm_set1_epi16(0x3f80));
-    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x3f80));
-    const __m128i sign = _mm_and_si128(halves, _mm_set1_epi16(-0x8000));
-    const __m128i half =
-        _mm_or_si128(_mm_or_si128(magnitude, sign), _mm_and_si128(nan, _mm_set1_epi16(0x7e00)));
-    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
+    // Sign-extended, so that bit 15 is the sign; bit 14, which is too, goes.
+    const __m128i half = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7),
+                                       _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+    const __m128i nan =
+        _mm_cmpeq_epi16(_mm_and_si128(half, _mm_set1_epi16(0x3f80)), _mm_set1_epi16(0x3f80));
+    const __m128i numbers = _mm_or_si128(half, _mm_and_si128(nan, _mm_set1_epi16(0x7e00)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(numbers), _mm256_set1_ps(256.0f));
   }
 
   template <DType D>

@@ -50,13 +50,13 @@ struct Vec {
 
   // As float16, whose fields are wider and whose exponent is 8 more; 0x7f is NaN.
   static F FromE4m3(__m128i codes) {
-    const __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
-    const __m256i magnitude = _mm256_and_si256(halves, _mm256_set1_epi16(0x3f80));
-    const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x3f80));
-    const __m256i sign = _mm256_and_si256(halves, _mm256_set1_epi16(-0x8000));
-    const __m256i half =
-        _mm256_mask_mov_epi16(_mm256_or_si256(magnitude, sign), nan, _mm256_set1_epi16(0x7e00));
-    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
+    // Sign-extended, so that bit 15 is the sign; bit 14, which is too, goes.
+    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7),
+                                          _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+    const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi8(0x7f));
+    const __mmask16 nan = _mm_cmpeq_epi8_mask(magnitude, _mm_set1_epi8(0x7f));
+    const __m256i numbers = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
+    return _mm512_mul_ps(_mm512_cvtph_ps(numbers), _mm512_set1_ps(256.0f));
   }
 
   template <DType D>

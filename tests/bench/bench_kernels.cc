@@ -1,4 +1,5 @@
-// Attention on the CPU against the limits of the machine and against PyTorch.
+// Attention on the CPU against the limits of the machine, against PyTorch, and over codes against
+// bf16.
 //
 // Llama-3-8B's shape: 32 q heads, 8 kv heads of 128, bf16, blocks of 16 tokens in random order, 8
 // layers of 4,096 cached tokens: 128 MiB, cycled through, so that no cache holds what comes next.
@@ -25,11 +26,9 @@
 namespace larder::bench {
 namespace {
 
-constexpr kernels::HeadGeometry kGeometry{.dtype = kernels::DType::kBf16,
-                                          .layers = 8,
-                                          .kv_heads = 8,
-                                          .head_dim = 128,
-                                          .block_tokens = 16};
+constexpr kernels::HeadGeometry GeometryOf(kernels::DType dtype) {
+  return {.dtype = dtype, .layers = 8, .kv_heads = 8, .head_dim = 128, .block_tokens = 16};
+}
 constexpr int32_t kQueryHeads = 32;
 constexpr int32_t kTokens = 4096;
 constexpr int32_t kChunk = 256;
@@ -38,24 +37,26 @@ constexpr int kPairs = 15;
 // The cached tokens, and a query row for each token of a chunk.
 class Attender {
  public:
-  explicit Attender(kernels::ThreadPool& pool)
-      : cpu_{pool}, bytes_(kernels::BlockBytes(kGeometry) * kTokens / kGeometry.block_tokens) {
+  explicit Attender(kernels::ThreadPool& pool, kernels::DType dtype = kernels::DType::kBf16)
+      : cpu_{pool},
+        geometry_(GeometryOf(dtype)),
+        bytes_(kernels::BlockBytes(geometry_) * kTokens / geometry_.block_tokens) {
     base_ = static_cast<std::byte*>(
         ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     LARDER_CHECK(base_ != MAP_FAILED);
     ::madvise(base_, bytes_, MADV_HUGEPAGE);  // as an arena asks for
     std::mt19937 random(1);
     for (size_t at = 0; at < bytes_; at += sizeof(uint32_t)) {
-      // Two bf16 of +-[0.5, 1).
-      const uint32_t word = (static_cast<uint32_t>(random()) & 0x807f807f) | 0x3f003f00;
+      // Two bf16 of +-[0.5, 1). As codes and as scales whatever they are: finite numbers.
+      const uint32_t word = (static_cast<uint32_t>(random()) & 0x80778077) | 0x3f003f00;
       std::memcpy(base_ + at, &word, sizeof(word));
     }
-    blocks_.resize(kTokens / kGeometry.block_tokens);
+    blocks_.resize(kTokens / geometry_.block_tokens);
     for (size_t i = 0; i < blocks_.size(); ++i) {
-      blocks_[i] = base_ + i * kernels::BlockBytes(kGeometry);
+      blocks_[i] = base_ + i * kernels::BlockBytes(geometry_);
     }
     std::shuffle(blocks_.begin(), blocks_.end(), random);
-    q_.resize(int64_t{kChunk} * kQueryHeads * kGeometry.head_dim);
+    q_.resize(int64_t{kChunk} * kQueryHeads * geometry_.head_dim);
     for (float& x : q_) x = static_cast<float>(random()) * 0x1p-31f - 1;
     out_.resize(q_.size());
   }
@@ -67,11 +68,11 @@ class Attender {
 
   double DecodeSeconds() {
     return Timed([&] {
-      for (int32_t layer = 0; layer < kGeometry.layers; ++layer) Attend(layer, 1);
+      for (int32_t layer = 0; layer < geometry_.layers; ++layer) Attend(layer, 1);
     });
   }
   double PrefillSeconds() {
-    layer_ = (layer_ + 1) % kGeometry.layers;
+    layer_ = (layer_ + 1) % geometry_.layers;
     return Timed([&] { Attend(layer_, kChunk); });
   }
 
@@ -79,11 +80,11 @@ class Attender {
   // The last `tokens` of the sequence.
   void Attend(int32_t layer, int32_t tokens) {
     const kernels::SequenceChunk chunk{blocks_.data(), kTokens - tokens, tokens};
-    const int64_t stride = int64_t{kQueryHeads} * kGeometry.head_dim;
+    const int64_t stride = int64_t{kQueryHeads} * geometry_.head_dim;
     kernels::AttentionParams params;
-    params.layer = kernels::LayerOf(kGeometry, layer);
+    params.layer = kernels::LayerOf(geometry_, layer);
     params.q_heads = kQueryHeads;
-    params.scale = 1 / std::sqrt(static_cast<float>(kGeometry.head_dim));
+    params.scale = 1 / std::sqrt(static_cast<float>(geometry_.head_dim));
     params.q = q_.data();
     params.q_stride = stride;
     params.out = out_.data();
@@ -98,6 +99,7 @@ class Attender {
   }
 
   const kernels::Cpu cpu_;
+  const kernels::HeadGeometry geometry_;
   const size_t bytes_;
   std::byte* base_;
   std::vector<std::byte*> blocks_;
@@ -152,7 +154,7 @@ absl::Status MeasurePrefill() {
   Attender attender(pool);
   // Products of queries with keys and of weights with values, of visible pairs only.
   const double pairs = kChunk * (kTokens - (kChunk - 1) / 2.0);
-  const double gflop = 4.0 * pairs * kQueryHeads * kGeometry.head_dim / 1e9;
+  const double gflop = 4.0 * pairs * kQueryHeads * GeometryOf(kernels::DType::kBf16).head_dim / 1e9;
   std::vector<double> prefill;
   std::vector<double> peak;
   Pairs([&] { return gflop / attender.PrefillSeconds(); }, [&] { return FmaGflops(pool); }, prefill,
@@ -163,6 +165,35 @@ absl::Status MeasurePrefill() {
          "x",
          absl::StrFormat("%d threads multiplying: %.0f GFLOP/s; %d tokens over %d: %.0f GFLOP/s",
                          pool.threads(), Median(peak), kChunk, kTokens - kChunk, Median(prefill)),
+         Median(ratios),
+         {}},
+        ratios);
+  return absl::OkStatus();
+}
+
+// Time of a decode step and of a prefill chunk over codes, in those over bf16.
+absl::Status MeasureCodes(const std::string& name, kernels::DType dtype) {
+  kernels::ThreadPool pool;
+  Attender codes(pool, dtype);
+  Attender plain(pool);
+  std::vector<double> decode;
+  std::vector<double> plain_decode;
+  Pairs([&] { return codes.DecodeSeconds(); }, [&] { return plain.DecodeSeconds(); }, decode,
+        plain_decode);
+  std::vector<double> prefill;
+  std::vector<double> plain_prefill;
+  Pairs([&] { return codes.PrefillSeconds(); }, [&] { return plain.PrefillSeconds(); }, prefill,
+        plain_prefill);
+  const std::vector<double> ratios = Ratios(decode, plain_decode);
+  Print({name,
+         Median(ratios),
+         "x",
+         absl::StrFormat("a step over bf16: %.2f ms, over codes: %.2f ms, of %.2f of the bytes; "
+                         "prefill: %.2f x",
+                         Median(plain_decode) * 1e3, Median(decode) * 1e3,
+                         static_cast<double>(codes.memory().size()) /
+                             static_cast<double>(plain.memory().size()),
+                         Median(Ratios(prefill, plain_prefill))),
          Median(ratios),
          {}},
         ratios);
@@ -208,7 +239,13 @@ int main(int argc, char** argv) {
   using namespace larder::bench;
   std::vector<std::string> names(argv + 1, argv + argc);
   const std::string script = TakeFlag(names, "torch", "tests/bench/torch_sdpa.py");
-  return RunBenchmarks(names, {{{"cpu_decode_over_read_bw"}, MeasureReadBandwidth},
-                               {{"cpu_prefill_over_fma"}, MeasurePrefill},
-                               {{"cpu_decode_over_torch"}, [&] { return MeasureTorch(script); }}});
+  return RunBenchmarks(
+      names,
+      {{{"cpu_decode_over_read_bw"}, MeasureReadBandwidth},
+       {{"cpu_prefill_over_fma"}, MeasurePrefill},
+       {{"cpu_decode_e4m3_over_bf16"},
+        [] { return MeasureCodes("cpu_decode_e4m3_over_bf16", larder::kernels::DType::kF8E4M3); }},
+       {{"cpu_decode_i8_over_bf16"},
+        [] { return MeasureCodes("cpu_decode_i8_over_bf16", larder::kernels::DType::kI8); }},
+       {{"cpu_decode_over_torch"}, [&] { return MeasureTorch(script); }}});
 }
