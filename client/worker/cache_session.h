@@ -8,8 +8,7 @@
 //   2. Leases of a session that was lost stay readable: they keep its mappings (session.h).
 //   3. A daemon that drains is left at the next Tend, so that it need not wait for this worker.
 //   4. Who computes on a GPU has a session only with a daemon whose GPU tier is in that GPU's
-//   memory
-//      and open here: all else is memory that its kernels cannot touch.
+//      memory and open here: all else is memory that its kernels cannot touch.
 #pragma once
 
 #include <cstdint>
