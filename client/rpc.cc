@@ -1,5 +1,7 @@
 #include "client/rpc.h"
 
+#include <grpc/grpc.h>
+
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -37,6 +39,16 @@ absl::Status CheckAddress(const std::string& address) {
                    "\" must be unix:PATH, unix-abstract:NAME or HOST:PORT, with a port of 1 to 65535"));
 }
 
+// Holds gRPC until the process ends. It takes itself down with the last of its objects, and then
+// waits up to 10 s for a poller of its own.
+void HoldGrpc() {
+  static const bool kOnce = [] {
+    grpc_init();
+    return true;
+  }();
+  static_cast<void>(kOnce);
+}
+
 }  // namespace
 
 Rpc::Rpc(std::string address, std::shared_ptr<grpc::Channel> channel, absl::Duration call_timeout)
@@ -50,6 +62,7 @@ absl::StatusOr<std::shared_ptr<Rpc>> Rpc::Connect(std::string address,
                                                   absl::Duration connect_timeout,
                                                   absl::Duration call_timeout) {
   if (absl::Status ok = CheckAddress(address); !ok.ok()) return ok;
+  HoldGrpc();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
   arguments.SetMaxSendMessageSize(kMessageBytesMax);

@@ -1,6 +1,7 @@
 // The client without a daemon, and what a session does when its daemon hangs, ends or restarts.
 #include "client/client.h"
 
+#include <grpc/grpc.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -76,6 +77,13 @@ TEST(DefaultAddress, IsTheEnvironments) {
   setenv("LARDER_ADDRESS", "unix:/tmp/x.sock", 1);
   EXPECT_EQ(DefaultAddress(), "unix:/tmp/x.sock");
   unsetenv("LARDER_ADDRESS");
+}
+
+// gRPC that is taken down with its last object waits for a poller of its own, up to 10 s.
+TEST_F(ClientTest, GrpcStays) {
+  EXPECT_TRUE(Connect().ok());
+  daemon_.reset();
+  EXPECT_TRUE(grpc_is_initialized());
 }
 
 TEST_F(ClientTest, SessionMapsTheArenas) {
