@@ -194,7 +194,7 @@ class AttentionTest : public IsaTest {};
 INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, ::testing::ValuesIn(kIsas), NameOf);
 
 TEST_P(AttentionTest, RandomShapesAgreeWithTheFormula) {
-  for (uint32_t seed = 1; seed <= 200; ++seed) {
+  for (uint32_t seed = 1; seed <= 100; ++seed) {
     const Shape shape = RandomShape(seed);
     const Batch batch(shape);
     ASSERT_LT(Difference(batch, RunAttention(batch.attention, GetParam(), shape.threads)), 1e-5)
@@ -286,7 +286,7 @@ TEST_P(AttentionTest, EveryCodeIsItsNumber) {
 
 // The same bits as over float32 blocks that hold the numbers which codes and scales stand for.
 TEST_P(AttentionTest, CodesAreAttendedToAsTheirNumbers) {
-  for (uint32_t seed = 1; seed <= 40; ++seed) {
+  for (uint32_t seed = 1; seed <= 20; ++seed) {
     Shape shape = RandomShape(seed);
     shape.dtype = seed % 2 == 0 ? DType::kF8E4M3 : DType::kI8;
     const Batch codes(shape);
@@ -322,7 +322,7 @@ TEST_P(AttentionTest, AVisibleScaleThatIsNanIsNotHidden) {
 
 TEST_P(AttentionTest, PartsOfTheKeysMergeIntoTheWhole) {
   ThreadPool pool(2);
-  for (uint32_t seed = 1; seed <= 50; ++seed) {
+  for (uint32_t seed = 1; seed <= 25; ++seed) {
     std::mt19937 random(seed);
     Shape shape = RandomShape(seed);
     if (shape.chunks.front().second == 0) continue;
