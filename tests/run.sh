@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is tested, from a fresh checkout to one table.
 #
-#   tests/run.sh                 release, asan, tsan: under half an hour on two cores
+#   tests/run.sh                 release, asan, tsan: some 35 minutes on two cores
 #   tests/run.sh --quick         the release build and its tests only
 #   tests/run.sh [...] NAME...   of the tests, those whose name matches one of these
 #
