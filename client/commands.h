@@ -15,9 +15,12 @@
 #include <string_view>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+
+namespace CLI {  // its own header takes longer to compile than all of ours
+class App;
+}  // namespace CLI
 
 namespace larder::cli {
 

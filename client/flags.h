@@ -12,10 +12,14 @@
 #include <string_view>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "larder/v1/types.pb.h"
+
+namespace CLI {  // its own header takes longer to compile than all of ours
+class App;
+class Option;
+}  // namespace CLI
 
 namespace larder::cli {
 

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <string>
 
+#include "CLI/CLI.hpp"
 #include "client/commands.h"
 #include "client/flags.h"
 

@@ -7,11 +7,14 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "client/client.h"
 #include "client/commands.h"
 #include "larder/v1/types.pb.h"
+
+namespace CLI {  // its own header takes longer to compile than all of ours
+class App;
+}  // namespace CLI
 
 namespace larder::cli {
 

@@ -5,16 +5,21 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "client/commands.h"
 #include "client/worker/engine.h"
 #include "client/worker/transformer.h"
+
+namespace CLI {  // its own header takes longer to compile than all of ours
+class App;
+}  // namespace CLI
 
 namespace larder::worker {
 

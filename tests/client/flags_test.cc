@@ -5,6 +5,7 @@
 #include <fstream>
 #include <string>
 
+#include "CLI/CLI.hpp"
 #include "client/commands.h"
 #include "client/names.h"
 #include "client/prompt_flags.h"
