@@ -80,7 +80,7 @@ class CudaForwardPass final : public ForwardPass {
   GpuBuffer scratch_;  // [hidden or q_width], float32: before it is rounded
   GpuBuffer input_;    // [hidden or q_width], the products' type
   GpuBuffer qkv_;      // [qkv_width], float32
-  GpuBuffer q_;        // [q_width], as K/V are stored
+  GpuBuffer q_;        // [q_width], as attention wants it, 16 bits
   GpuBuffer gate_up_;  // [2 * ffn], the products' type
   // As large as a step has needed.
   GpuBuffer logits_;     // float32
@@ -95,6 +95,7 @@ GpuStepOptions StepOptions(const ModelConfig& config, const TransformerOptions& 
           .head_dim = static_cast<int32_t>(config.head_dim),
           .window = static_cast<int32_t>(window.window_tokens),
           .sinks = static_cast<int32_t>(window.sink_tokens),
+          .quantised = IsQuantised(options.kv_dtype),
           .decode_blocks = decode_blocks,
           .multiprocessors = gpu.multiprocessors(),
           .frequencies = RopeFrequencies(config)};
@@ -258,10 +259,12 @@ void CudaForwardPass::RunLayer(uint32_t index) {
   AddToResidual(layer.down, gate_up_, gate_up_width, ffn_);
 }
 
-// Keys and values into the blocks, keys and queries rotated; queries to the type of K/V.
+// Keys and values into the blocks, keys and queries rotated; queries to the type of K/V, of codes
+// to f16.
 void CudaForwardPass::Append(uint32_t layer) {
   float* const qkv = qkv_.As<float>();
-  gpu_->Check(kernels::cuda::Append({.layer = LayerOfModel(config_, options_, layer),
+  const kernels::KvLayer kv = LayerOfModel(config_, options_, layer);
+  gpu_->Check(kernels::cuda::Append({.layer = kv,
                                      .batch = step_.batch(),
                                      .type = DType::kF32,
                                      .k = qkv + q_width_,
@@ -278,7 +281,7 @@ void CudaForwardPass::Append(uint32_t layer) {
               "Append");
   CopyRows({.from = qkv,
             .from_stride = qkv_width_,
-            .to_type = KernelDtype(options_.kv_dtype),
+            .to_type = kernels::cuda::DecodeQueryType(kv),
             .to = q_.As<void>(),
             .to_stride = q_width_,
             .rows = step_.rows(),
@@ -357,9 +360,7 @@ absl::Status CheckSupported(const ModelConfig& config, const TransformerOptions&
         absl::StrCat(field, ": ", value, "; allowed on cuda: ", allowed));
   };
   if (options.keys_before_rope) return refuse("keys_before_rope", "true", "false");
-  if (options.kv_dtype != Dtype::kBf16 && options.kv_dtype != Dtype::kF16) {
-    return refuse("kv_dtype", DtypeName(options.kv_dtype), "bf16, f16");
-  }
+  if (options.kv_dtype == Dtype::kF32) return refuse("kv_dtype", "f32", "bf16, f16, f8_e4m3, i8");
   if (config.hidden % kUnit != 0) return refuse("hidden_size", config.hidden, "a multiple of 4");
   if (config.ffn % kUnit != 0) return refuse("intermediate_size", config.ffn, "a multiple of 4");
   return absl::OkStatus();
@@ -379,7 +380,9 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> CreateCudaForwardPass(
       LayerOfModel(config, options, 0), static_cast<int32_t>(config.heads), &decode_blocks);
   if (shape == cudaErrorInvalidValue) {
     return absl::UnimplementedError(absl::StrCat(
-        "head_dim: ", config.head_dim, "; allowed on cuda: 16, 32, 64, 80, 96, 128, 256"));
+        "head_dim: ", config.head_dim, "; allowed on cuda for kv_dtype ",
+        DtypeName(options.kv_dtype), ": ",
+        IsQuantised(options.kv_dtype) ? "64, 96, 128, 256" : "16, 32, 64, 80, 96, 128, 256"));
   }
   status = FromCuda(shape, "the decode kernel");
   if (!status.ok()) return status;

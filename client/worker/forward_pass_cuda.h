@@ -26,7 +26,7 @@ namespace larder::worker {
 
 // Brings the weights to the device, in 16 bits: f16 where the model's embedding is, else bf16; and
 // gives their memory here back. `options`: valid, for Device::kCuda. UNIMPLEMENTED: built without
-// CUDA, a kv_dtype or head_dim without a kernel, keys_before_rope. FAILED_PRECONDITION: no device.
+// CUDA, a kv_dtype or a head_dim of it without a kernel, keys_before_rope. FAILED_PRECONDITION: no device.
 // RESOURCE_EXHAUSTED: not enough of its memory. INTERNAL: anything else that CUDA says.
 absl::StatusOr<std::unique_ptr<ForwardPass>> CreateCudaForwardPass(
     Weights weights, const TransformerOptions& options);

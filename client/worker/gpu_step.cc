@@ -82,7 +82,8 @@ void GpuStep::Plan() {
   prefill_plan_ = kernels::cuda::PlanPrefill(longer, {.kv_heads = options_.kv_heads,
                                                       .group = options_.q_heads / options_.kv_heads,
                                                       .head_dim = options_.head_dim,
-                                                      .sms = options_.multiprocessors});
+                                                      .sms = options_.multiprocessors,
+                                                      .quantised = options_.quantised});
   // The plan counted the rows of longer chunks only.
   for (kernels::cuda::PrefillTile& tile : prefill_plan_.tiles) tile.row = row_begins_[tile.chunk];
 }

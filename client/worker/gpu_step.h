@@ -33,6 +33,7 @@ struct GpuStepOptions {
   int32_t head_dim = 0;
   int32_t window = 0;  // as in AttentionParams
   int32_t sinks = 0;
+  bool quantised = false;       // K/V are codes
   int32_t decode_blocks = 0;    // kernels::cuda::DecodeBlocksAtOnce
   int32_t multiprocessors = 0;  // of the GPU
   std::vector<float> frequencies;

@@ -54,7 +54,7 @@ enum class Arithmetic : uint8_t {
 
 struct TransformerOptions {
   // kCuda: the first CUDA device that this process may use. Its products are 16 bits wide, of the
-  // model's type, and so are K/V; keys are cached after rotation.
+  // model's type; K/V are any type but f32, and keys are cached after rotation.
   Device device = Device::kCpu;
   Dtype kv_dtype = Dtype::kBf16;
   uint32_t block_tokens = 16;  // 1 to 1,024

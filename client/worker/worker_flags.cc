@@ -38,7 +38,7 @@ void AddKvDtype(CLI::App& app, Dtype& value) {
            throw CLI::ValidationError("--kv-dtype",
                                       "\"" + text + "\" must be one of bf16, f16, f32, f8_e4m3, i8");
          },
-         "What K/V are kept as: bf16, f16, f32, f8_e4m3 or i8 (default bf16)")
+         "What K/V are kept as: bf16, f16, f32, f8_e4m3 or i8; f32 on the CPU only (default bf16)")
       ->type_name("TYPE");
 }
 

@@ -76,6 +76,20 @@ class SameTokens(CudaWorkerTest):
                 self.assertGreaterEqual(daemon.tier("GPU").blocks, 6 + 4 + 1)
                 self.assert_nothing_held(daemon)
 
+    def test_over_codes(self):
+        """One byte a number and a scale a row: what is read back is what was written."""
+        daemon = self.start_daemon()
+        prompts = [prompt(1, 40)]
+        for dtype in ("f8_e4m3", "i8"):
+            with self.subTest(dtype):
+                flags = dict(model=SMALL | dict(head_dim=64), kv_dtype=dtype, max_tokens=10)
+                alone = texts(self.generate(prompts, **flags))
+                self.assertEqual(texts(self.generate(prompts, daemon, **flags)), alone)
+                warm = self.generate(prompts, daemon, **flags)
+                self.assertEqual(texts(warm), alone)
+                self.assert_warm(warm, prompts)
+        self.assert_nothing_held(daemon)
+
     def test_for_samples_of_one_prompt(self):
         daemon = self.start_daemon()
         prompts = [prompt(1, 50), prompt(2, 64)]

@@ -280,6 +280,34 @@ TEST(CudaForwardPass, KvMayHaveAnotherType) {
             2 * Reference("tiny_llama3")["bf16_difference"].get<double>());
 }
 
+// Prefill and Decode over codes, with a window and sinks: the CPU's logits over the same codes, up
+// to what 16-bit products change and, as a code may then be the next one, to what having codes does.
+TEST(CudaForwardPass, CodesAreTheCpus) {
+  ModelConfig config = SmallConfig();
+  config.layers = 2;
+  config.head_dim = 64;
+  config.ffn = 152;
+  std::mt19937 random(5);
+  const std::vector<uint32_t> tokens = RandomTokens(random, 110, config.vocab);
+  const auto logits = [&](Device device, Dtype kv_dtype) {
+    const auto transformer = SmallTransformer(
+        {.device = device,
+         .kv_dtype = kv_dtype,
+         .window = AttentionWindow{.sink_tokens = 4, .window_tokens = 70},
+         .arithmetic = device == Device::kCpu ? Arithmetic::kF32 : Arithmetic::kAuto},
+        config);
+    return LogitsInPieces(*transformer, tokens, {81, 1, 25, 1});
+  };
+  const std::vector<float> exact = logits(Device::kCpu, Dtype::kF32);
+  const double products = LargestDifference(exact, logits(Device::kCuda, Dtype::kBf16));
+  for (const Dtype dtype : {Dtype::kF8E4M3, Dtype::kI8}) {
+    SCOPED_TRACE(DtypeName(dtype));
+    const std::vector<float> cpu = logits(Device::kCpu, dtype);
+    const double codes = LargestDifference(exact, cpu);
+    EXPECT_LT(LargestDifference(cpu, logits(Device::kCuda, dtype)), products + codes);
+  }
+}
+
 TEST(CudaForwardPass, RefusesWhatHasNoKernel) {
   const auto refused = [](TransformerOptions options, ModelConfig config = SmallConfig()) {
     config.ffn = 152;
@@ -292,14 +320,16 @@ TEST(CudaForwardPass, RefusesWhatHasNoKernel) {
     return std::string(status.message());
   };
   EXPECT_EQ(refused({}), "");
-  EXPECT_THAT(refused({.kv_dtype = Dtype::kI8}), HasSubstr("kv_dtype: i8; allowed on cuda: bf16"));
+  // SmallConfig's heads are of 16.
+  EXPECT_THAT(refused({.kv_dtype = Dtype::kI8}),
+              HasSubstr("head_dim: 16; allowed on cuda for kv_dtype i8: 64"));
   EXPECT_THAT(refused({.kv_dtype = Dtype::kF32}),
               HasSubstr("kv_dtype: f32; allowed on cuda: bf16"));
   EXPECT_THAT(refused({.keys_before_rope = true}), HasSubstr("keys_before_rope: true;"));
   EXPECT_THAT(refused({.arithmetic = Arithmetic::kF32}), HasSubstr("arithmetic: f32;"));
   ModelConfig odd = SmallConfig();
   odd.head_dim = 24;
-  EXPECT_THAT(refused({}, odd), HasSubstr("head_dim: 24; allowed on cuda: 16"));
+  EXPECT_THAT(refused({}, odd), HasSubstr("head_dim: 24; allowed on cuda for kv_dtype bf16: 16"));
 }
 
 // Another library or device, another revision: K/V of the CPU are not K/V of the GPU.
