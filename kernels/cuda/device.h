@@ -95,7 +95,9 @@ cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape,
                    [[maybe_unused]] cudaStream_t stream, Args&&... args) {
   if (shape.blocks.x == 0 || shape.blocks.y == 0 || shape.blocks.z == 0) return cudaSuccess;
 #if defined(LARDER_EMULATED_GPU)
-  emulation::RunGrid(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(args...); });
+  emulation::Enqueue([=] {
+    emulation::RunGrid(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(args...); });
+  });
   return cudaSuccess;
 #elif defined(__CUDACC__)
   const cudaError_t error = AllowShared(kernel, shape.shared_bytes);

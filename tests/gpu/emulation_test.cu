@@ -192,6 +192,52 @@ void CollectivesAgree(uint32_t) {
   Expect(out.Host()[0] == 5 * 32, "shuffles, votes and static shared memory");
 }
 
+__global__ void Add(int* to, const int* from, int x) { *to = *from + x; }
+
+// What a graph was captured with by value stays; what it points at is read when it is launched.
+void GraphsReadMemoryWhenLaunched(uint32_t) {
+  DeviceArray<int> from(std::vector<int>{1});
+  DeviceArray<int> to(std::vector<int>{0});
+  DeviceArray<int> copy(std::vector<int>{0});
+  int x = 10;
+  Require(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeThreadLocal), "begin");
+  Require(Launch(Add, {1, 1}, nullptr, to.data(), from.data(), x), "Add");
+  Require(cudaMemcpyAsync(copy.data(), to.data(), sizeof(int), cudaMemcpyDeviceToDevice), "copy");
+  cudaGraph_t graph = nullptr;
+  Require(cudaStreamEndCapture(nullptr, &graph), "end");
+  Expect(to.Host()[0] == 0 && copy.Host()[0] == 0, "nothing runs while it is captured");
+  x = 20;
+  cudaGraphExec_t exec = nullptr;
+  Require(cudaGraphInstantiate(&exec, graph), "instantiate");
+  Require(cudaGraphDestroy(graph), "destroy");
+  for (const int value : {2, 3}) {
+    Require(cudaMemcpy(from.data(), &value, sizeof(int), cudaMemcpyHostToDevice), "set");
+    Require(cudaGraphLaunch(exec, nullptr), "launch");
+    Expect(to.Host()[0] == value + 10 && copy.Host()[0] == value + 10, "memory as it is now");
+  }
+  Require(cudaGraphExecDestroy(exec), "destroy");
+}
+
+void WaitingBreaksACapture(uint32_t) {
+  DeviceArray<int> to(std::vector<int>{0});
+  const auto ended = [&](const std::function<cudaError_t()>& forbidden) {
+    Require(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeThreadLocal), "begin");
+    Require(cudaMemsetAsync(to.data(), 1, sizeof(int)), "set");
+    const bool refused = forbidden() == cudaErrorStreamCaptureUnsupported;
+    cudaGraph_t graph = nullptr;
+    const cudaError_t error = cudaStreamEndCapture(nullptr, &graph);
+    return refused && error == cudaErrorStreamCaptureInvalidated && graph == nullptr;
+  };
+  Expect(ended([] { return cudaStreamSynchronize(nullptr); }), "waiting");
+  Expect(ended([] {
+           void* p = nullptr;
+           return cudaMalloc(&p, 1);
+         }),
+         "allocating");
+  Expect(ended([&] { return cudaMemset(to.data(), 1, sizeof(int)); }), "a call that waits");
+  Expect(to.Host()[0] == 0, "nothing has run");
+}
+
 }  // namespace
 }  // namespace larder::gpu_tests
 
@@ -203,5 +249,7 @@ int main(int argc, char** argv) {
                         {"missing_waits_are_seen", 20, MissingWaitsAreSeen},
                         {"shared_memory_is_poisoned", 1, SharedMemoryIsPoisoned},
                         {"fatal_mistakes_end_the_process", 1, FatalMistakesEndTheProcess},
-                        {"collectives_agree", 10, CollectivesAgree}});
+                        {"collectives_agree", 10, CollectivesAgree},
+                        {"graphs_read_memory_when_launched", 1, GraphsReadMemoryWhenLaunched},
+                        {"waiting_breaks_a_capture", 1, WaitingBreaksACapture}});
 }

@@ -1,6 +1,6 @@
 // The part of CUDA that our kernels, their launches and their tests use, for a host compiler and a
 // machine without CUDA. Builds that find this file instead of the toolkit's define
-// LARDER_EMULATED_GPU. Device memory is host memory, a stream runs everything at once.
+// LARDER_EMULATED_GPU. Device memory is host memory, a stream runs everything at once (stream.h).
 //
 // Thread safety: none; one thread launches.
 #pragma once
@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "tests/gpu/emulation/grid.h"
+#include "tests/gpu/emulation/stream.h"
 
 #if !defined(LARDER_EMULATED_GPU)
 #error "emulation/cuda_runtime.h is found, but LARDER_EMULATED_GPU is not defined"
@@ -154,7 +155,9 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
-  cudaErrorNoDevice = 100
+  cudaErrorNoDevice = 100,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -164,16 +167,23 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault
 };
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess             ? "no error"
-         : error == cudaErrorInvalidValue ? "invalid argument"
-                                          : "out of memory";
+  return error == cudaSuccess                         ? "no error"
+         : error == cudaErrorInvalidValue             ? "invalid argument"
+         : error == cudaErrorStreamCaptureUnsupported ? "not permitted when stream is capturing"
+         : error == cudaErrorStreamCaptureInvalidated ? "failed due to an error during capture"
+                                                      : "out of memory";
+}
+// Of calls that wait or allocate: CUDA refuses them while the thread captures.
+inline cudaError_t OutsideOfCaptures() {
+  return larder::emulation::MayInterrupt() ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() { return OutsideOfCaptures(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return OutsideOfCaptures(); }
 // Aligned like CUDA's, and rounded up no further, so that sanitizers see an overrun.
 template <typename T>
 cudaError_t cudaMalloc(T** to, size_t bytes) {
+  if (OutsideOfCaptures() != cudaSuccess) return cudaErrorStreamCaptureUnsupported;
   void* got = nullptr;
   if (posix_memalign(&got, 256, bytes) != 0) return cudaErrorMemoryAllocation;
   std::memset(got, 0xff, bytes);
@@ -184,20 +194,22 @@ inline cudaError_t cudaFree(void* p) {
   std::free(p);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  if (bytes != 0) std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                                    cudaStream_t = nullptr) {
-  return cudaMemcpy(to, from, bytes, kind);
-}
-inline cudaError_t cudaMemset(void* to, int value, size_t bytes) {
-  if (bytes != 0) std::memset(to, value, bytes);
+  if (bytes != 0) larder::emulation::Enqueue([=] { std::memcpy(to, from, bytes); });
   return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  const cudaError_t error = OutsideOfCaptures();
+  return error == cudaSuccess ? cudaMemcpyAsync(to, from, bytes, kind) : error;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t = nullptr) {
-  return cudaMemset(to, value, bytes);
+  if (bytes != 0) larder::emulation::Enqueue([=] { std::memset(to, value, bytes); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  const cudaError_t error = OutsideOfCaptures();
+  return error == cudaSuccess ? cudaMemsetAsync(to, value, bytes) : error;
 }
 
 #include "tests/gpu/emulation/host_calls.h"

@@ -1,5 +1,5 @@
-// What a program that owns a GPU calls besides kernels: streams, pinned memory, the device's
-// properties. Included by cuda_runtime.h.
+// What a program that owns a GPU calls besides kernels: streams and graphs, pinned memory, the
+// device's properties. Included by cuda_runtime.h.
 //
 // Thread safety: as cuda_runtime.h.
 #pragma once
@@ -44,3 +44,36 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 
 inline cudaError_t cudaMallocHost(void** to, size_t bytes) { return cudaMalloc(to, bytes); }
 inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
+
+// ---- Graphs, see stream.h.
+using cudaGraph_t = larder::emulation::Graph*;
+using cudaGraphExec_t = struct LarderEmulatedGraphExec { larder::emulation::Graph graph; }*;
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  return larder::emulation::BeginCapture() ? cudaSuccess : cudaErrorInvalidValue;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = larder::emulation::EndCapture();
+  return *graph != nullptr ? cudaSuccess : cudaErrorStreamCaptureInvalidated;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                        unsigned long long = 0) {
+  *exec = new LarderEmulatedGraphExec{*graph};
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  larder::emulation::Launch(exec->graph);
+  return cudaSuccess;
+}
