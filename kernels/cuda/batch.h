@@ -17,6 +17,7 @@ struct DeviceBatch {
                                           // [row_begins[i], row_begins[i + 1]) of q, k, v and out
   int32_t chunk_count = 0;
   int32_t rows = 0;  // row_begins[chunk_count]
+  friend bool operator==(const DeviceBatch&, const DeviceBatch&) = default;
 };
 
 }  // namespace larder::kernels::cuda

@@ -312,6 +312,7 @@ __global__ void __launch_bounds__(CodesShape<kDim, kTiles>::kThreads)
   using Shape = CodesShape<kDim, kTiles>;
   const BlockShare share(p, Shape::kHeads);
   const DecodePiece& piece = share.piece;
+  if (piece.row < 0) return;
   const SequenceChunk chunk = p.chunks[piece.chunk];
   const KeyRows rows(p.layer, chunk, piece, p.window, p.sinks);
 

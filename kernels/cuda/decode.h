@@ -26,13 +26,16 @@
 
 namespace larder::kernels::cuda {
 
-// A DecodePlan whose arrays were copied to the device.
+// A DecodePlan whose arrays were copied to the device. It may have more than the plan: pieces of a
+// row below 0, whose blocks return at once, groups that no piece names, and slots. So steps whose
+// plans differ can be launched alike.
 struct DevicePlan {
   const DecodePiece* pieces = nullptr;  // device [piece_count]
   const DecodeGroup* groups = nullptr;  // device [group_count]
   int32_t piece_count = 0;
   int32_t group_count = 0;
   int32_t slots = 0;
+  friend bool operator==(const DevicePlan&, const DevicePlan&) = default;
 };
 
 // Of queries: the storage type; f16 for codes, which become f16 on their way to tensor cores.

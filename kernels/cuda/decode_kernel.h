@@ -264,6 +264,7 @@ __global__ void __launch_bounds__(DecodeShape<kDim, kTiles>::kThreads)
   using Shape = DecodeShape<kDim, kTiles>;
   const BlockShare share(p, Shape::kHeads);
   const DecodePiece& piece = share.piece;
+  if (piece.row < 0) return;
   const int warp = threadIdx.x / kWarpLanes;
   std::byte* const shared = DynamicShared();
 

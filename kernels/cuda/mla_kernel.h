@@ -251,6 +251,7 @@ class MlaWarp {
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1) MlaKernel(const DecodeParams p) {
   const DecodePiece piece = p.plan.pieces[blockIdx.x];
+  if (piece.row < 0) return;
   const int head = static_cast<int>(blockIdx.y) * Shape::kHeads;
   const int heads = min(Shape::kHeads, p.q_heads - head);
   const KeyRows rows(p.layer, p.chunks[piece.chunk], piece, p.window, p.sinks);

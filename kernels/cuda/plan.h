@@ -43,7 +43,7 @@ struct DecodeRow {
 
 struct DecodePiece {
   int32_t chunk = 0;
-  int32_t row = 0;
+  int32_t row = 0;  // below 0: nobody's, see DevicePlan
   int32_t position = 0;
   int32_t kv_head = 0;
   int32_t begin = 0;

@@ -36,6 +36,7 @@ struct DevicePrefillPlan {
   const PrefillTile* tiles = nullptr;  // device [tile_count]
   int32_t tile_count = 0;
   int32_t tile_rows = 0;
+  friend bool operator==(const DevicePrefillPlan&, const DevicePrefillPlan&) = default;
 };
 
 // Of queries: the storage type; f16 for codes, which become f16 on their way to tensor cores.

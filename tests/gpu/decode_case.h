@@ -104,13 +104,18 @@ class DecodeCase {
     for (int i = 0; i < this->rows(); ++i) rows.push_back({i, i, shape_.positions[i]});
     int32_t blocks = 0;
     Require(DecodeBlocksAtOnce(params_.layer, params_.q_heads, &blocks), "DecodeBlocksAtOnce");
-    const DecodePlan plan = PlanDecode(rows, {.kv_heads = shape_.kv_heads,
-                                              .window = shape_.window,
-                                              .sinks = shape_.sinks,
-                                              .key_begin = shape_.key_begin,
-                                              .key_end = shape_.key_end,
-                                              .blocks_at_once = blocks,
-                                              .piece_tokens = shape_.piece_tokens});
+    DecodePlan plan = PlanDecode(rows, {.kv_heads = shape_.kv_heads,
+                                        .window = shape_.window,
+                                        .sinks = shape_.sinks,
+                                        .key_begin = shape_.key_begin,
+                                        .key_end = shape_.key_end,
+                                        .blocks_at_once = blocks,
+                                        .piece_tokens = shape_.piece_tokens});
+    // More than there is to do, as a step has that is launched like others.
+    const uint32_t spare = random_() % 4;
+    plan.pieces.resize(plan.pieces.size() + spare, {.row = -1});
+    plan.groups.resize(plan.groups.size() + spare);
+    plan.slots += static_cast<int32_t>(spare);
     const DeviceArray<DecodePiece> pieces(plan.pieces);
     const DeviceArray<DecodeGroup> groups(plan.groups);
     DecodeParams p = params_;
