@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/worker/gpu.h"
+#include "client/worker/gpu_graphs.h"
 #include "client/worker/gpu_model.h"
 #include "client/worker/gpu_product.h"
 #include "client/worker/gpu_step.h"
@@ -39,8 +40,11 @@ class CudaForwardPass final : public ForwardPass {
   }
 
  private:
+  const GpuStepArguments& args() const { return step_.arguments(); }
   // The workspace of Decode for this step's plan.
   void PrepareDecode();
+  // All that is launched of a step besides copies from and to the host.
+  void Launch();
   void Embed();
   void RunLayer(uint32_t index);
   void ProjectToQkv(const GpuLayer& layer);
@@ -48,7 +52,7 @@ class CudaForwardPass final : public ForwardPass {
   void Attend(uint32_t layer);
   void AddToResidual(const GpuBuffer& weight, const GpuBuffer& in, int64_t in_stride,
                      int32_t inputs);
-  void WriteLogits(std::span<float> logits);
+  void ComputeLogits();
 
   // norm(x) to `input_`, x [rows][hidden].
   void Norm(const GpuBuffer& weight, const float* x, int32_t rows);
@@ -85,6 +89,8 @@ class CudaForwardPass final : public ForwardPass {
   // As large as a step has needed.
   GpuBuffer logits_;     // float32
   GpuBuffer workspace_;  // of Decode
+
+  GpuGraphs graphs_;
 };
 
 GpuStepOptions StepOptions(const ModelConfig& config, const TransformerOptions& options,
@@ -114,7 +120,8 @@ CudaForwardPass::CudaForwardPass(std::unique_ptr<Gpu> gpu, std::unique_ptr<GpuPr
       q_width_(static_cast<int32_t>(config.heads * config.head_dim)),
       kv_width_(static_cast<int32_t>(config.kv_heads * config.head_dim)),
       qkv_width_(q_width_ + 2 * kv_width_),
-      step_(*gpu_, StepOptions(config, options, *gpu_, decode_blocks)) {}
+      step_(*gpu_, StepOptions(config, options, *gpu_, decode_blocks)),
+      graphs_(*gpu_) {}
 
 absl::Status CudaForwardPass::Allocate() {
   const int32_t widest = std::max(hidden_, q_width_);
@@ -137,10 +144,24 @@ absl::Status CudaForwardPass::Run(std::span<const Chunk> chunks, std::span<float
   gpu_->Check(step_.Prepare(chunks));
   PrepareDecode();
   if (!gpu_->ok()) return gpu_->Finish();
+  // Prefill's plans are hardly ever the same again, and its kernels outlast their launches.
+  if (options_.cuda_graphs && args().prefill.tile_count == 0) {
+    graphs_.Run({args(), workspace_.As<void>(), logits_.As<void>()}, [this] { Launch(); });
+  } else {
+    Launch();
+  }
+  if (!logits.empty()) {
+    gpu_->Check(cudaMemcpyAsync(logits.data(), logits_.As<void>(), logits.size_bytes(),
+                                cudaMemcpyDeviceToHost, gpu_->stream()),
+                "logits");
+  }
+  return gpu_->Finish();
+}
+
+void CudaForwardPass::Launch() {
   Embed();
   for (uint32_t layer = 0; layer < config_.layers; ++layer) RunLayer(layer);
-  WriteLogits(logits);
-  return gpu_->Finish();
+  if (args().wanted > 0) ComputeLogits();
 }
 
 void CudaForwardPass::PrepareDecode() {
@@ -156,10 +177,10 @@ void CudaForwardPass::Embed() {
   CopyRows({.from_type = model_.type,
             .from = model_.embedding.As<void>(),
             .from_stride = hidden_,
-            .indices = step_.tokens(),
+            .indices = args().tokens,
             .to = x_.As<void>(),
             .to_stride = hidden_,
-            .rows = step_.rows(),
+            .rows = args().batch.rows,
             .dim = hidden_});
 }
 
@@ -195,7 +216,7 @@ void CudaForwardPass::ProjectToQkv(const GpuLayer& layer) {
               .from_stride = 0,
               .to = qkv_.As<void>(),
               .to_stride = qkv_width_,
-              .rows = step_.rows(),
+              .rows = args().batch.rows,
               .dim = qkv_width_});
   }
   product_->Multiply({.type = model_.type,
@@ -204,7 +225,7 @@ void CudaForwardPass::ProjectToQkv(const GpuLayer& layer) {
                       .weight = layer.qkv.As<void>(),
                       .out = qkv_.As<void>(),
                       .out_stride = qkv_width_,
-                      .rows = step_.rows(),
+                      .rows = args().batch.rows,
                       .inputs = hidden_,
                       .outputs = qkv_width_,
                       .add = biased});
@@ -219,7 +240,7 @@ void CudaForwardPass::AddToResidual(const GpuBuffer& weight, const GpuBuffer& in
                       .weight = weight.As<void>(),
                       .out = x_.As<void>(),
                       .out_stride = hidden_,
-                      .rows = step_.rows(),
+                      .rows = args().batch.rows,
                       .inputs = inputs,
                       .outputs = hidden_,
                       .add = true});
@@ -227,14 +248,14 @@ void CudaForwardPass::AddToResidual(const GpuBuffer& weight, const GpuBuffer& in
 
 void CudaForwardPass::RunLayer(uint32_t index) {
   const GpuLayer& layer = model_.layers[index];
-  Norm(layer.attention_norm, x_.As<float>(), step_.rows());
+  Norm(layer.attention_norm, x_.As<float>(), args().batch.rows);
   ProjectToQkv(layer);
   Append(index);
   Attend(index);
-  RoundToInput(step_.rows(), q_width_);
+  RoundToInput(args().batch.rows, q_width_);
   AddToResidual(layer.attention_output, input_, q_width_, q_width_);
 
-  Norm(layer.ffn_norm, x_.As<float>(), step_.rows());
+  Norm(layer.ffn_norm, x_.As<float>(), args().batch.rows);
   const int32_t gate_up_width = 2 * ffn_;
   product_->Multiply({.type = model_.type,
                       .x = input_.As<void>(),
@@ -243,7 +264,7 @@ void CudaForwardPass::RunLayer(uint32_t index) {
                       .out_type = model_.type,
                       .out = gate_up_.As<void>(),
                       .out_stride = gate_up_width,
-                      .rows = step_.rows(),
+                      .rows = args().batch.rows,
                       .inputs = hidden_,
                       .outputs = gate_up_width});
   gpu_->Check(kernels::cuda::SiluMul({.type = model_.type,
@@ -252,7 +273,7 @@ void CudaForwardPass::RunLayer(uint32_t index) {
                                       .in_stride = gate_up_width,
                                       .out = gate_up_.As<void>(),
                                       .out_stride = gate_up_width,
-                                      .rows = step_.rows(),
+                                      .rows = args().batch.rows,
                                       .dim = ffn_},
                                      gpu_->stream()),
               "SiluMul");
@@ -265,13 +286,13 @@ void CudaForwardPass::Append(uint32_t layer) {
   float* const qkv = qkv_.As<float>();
   const kernels::KvLayer kv = LayerOfModel(config_, options_, layer);
   gpu_->Check(kernels::cuda::Append({.layer = kv,
-                                     .batch = step_.batch(),
+                                     .batch = args().batch,
                                      .type = DType::kF32,
                                      .k = qkv + q_width_,
                                      .k_stride = qkv_width_,
                                      .v = qkv + q_width_ + kv_width_,
                                      .v_stride = qkv_width_,
-                                     .rotation = {.cos_sin = step_.angles(),
+                                     .rotation = {.cos_sin = args().angles,
                                                   .begin = 0,
                                                   .dim = static_cast<int32_t>(config_.head_dim)},
                                      .q = qkv,
@@ -284,7 +305,7 @@ void CudaForwardPass::Append(uint32_t layer) {
             .to_type = kernels::cuda::DecodeQueryType(kv),
             .to = q_.As<void>(),
             .to_stride = q_width_,
-            .rows = step_.rows(),
+            .rows = args().batch.rows,
             .dim = q_width_});
 }
 
@@ -300,43 +321,42 @@ Params CudaForwardPass::AttentionOf(uint32_t layer) const {
   params.q_stride = q_width_;
   params.out = scratch_.As<void>();
   params.out_stride = q_width_;
-  params.chunks = step_.batch().chunks;
+  params.chunks = args().batch.chunks;
   return params;
 }
 
 kernels::cuda::DecodeParams CudaForwardPass::DecodeOf(uint32_t layer) const {
   auto params = AttentionOf<kernels::cuda::DecodeParams>(layer);
-  params.plan = step_.decode();
+  params.plan = args().decode;
   params.workspace = workspace_.As<std::byte>();
   return params;
 }
 
 kernels::cuda::PrefillParams CudaForwardPass::PrefillOf(uint32_t layer) const {
   auto params = AttentionOf<kernels::cuda::PrefillParams>(layer);
-  params.plan = step_.prefill();
+  params.plan = args().prefill;
   return params;
 }
 
 // Each writes the rows of its own chunks.
 void CudaForwardPass::Attend(uint32_t layer) {
-  if (step_.decode().piece_count > 0) {
+  if (args().decode.piece_count > 0) {
     gpu_->Check(kernels::cuda::Decode(DecodeOf(layer), gpu_->stream()), "Decode");
   }
-  if (step_.prefill().tile_count > 0) {
+  if (args().prefill.tile_count > 0) {
     gpu_->Check(kernels::cuda::Prefill(PrefillOf(layer), gpu_->stream()), "Prefill");
   }
 }
 
-void CudaForwardPass::WriteLogits(std::span<float> logits) {
-  if (step_.wanted() == 0) return;
+void CudaForwardPass::ComputeLogits() {
   CopyRows({.from = x_.As<void>(),
             .from_stride = hidden_,
-            .indices = step_.wanted_rows(),
+            .indices = args().wanted_rows,
             .to = scratch_.As<void>(),
             .to_stride = hidden_,
-            .rows = step_.wanted(),
+            .rows = args().wanted,
             .dim = hidden_});
-  Norm(model_.final_norm, scratch_.As<float>(), step_.wanted());
+  Norm(model_.final_norm, scratch_.As<float>(), args().wanted);
   const auto vocab = static_cast<int32_t>(config_.vocab);
   const GpuBuffer& output = config_.tied_embeddings ? model_.embedding : model_.output;
   product_->Multiply({.type = model_.type,
@@ -345,12 +365,9 @@ void CudaForwardPass::WriteLogits(std::span<float> logits) {
                       .weight = output.As<void>(),
                       .out = logits_.As<void>(),
                       .out_stride = vocab,
-                      .rows = step_.wanted(),
+                      .rows = args().wanted,
                       .inputs = hidden_,
                       .outputs = vocab});
-  gpu_->Check(cudaMemcpyAsync(logits.data(), logits_.As<void>(), logits.size_bytes(),
-                              cudaMemcpyDeviceToHost, gpu_->stream()),
-              "logits");
 }
 
 // UNIMPLEMENTED naming what kernels/cuda has no kernel for.

@@ -4,8 +4,9 @@
 //   stream    ... ─────────────────────────────────────────────────────────────┴ layers ─ logits ─
 //   host
 //
-// Chunks of one token go to Decode, longer ones to Prefill; both may be in one step. This header
-// names no CUDA type: builds without nvcc or cuBLAS have forward_pass_cuda_absent.cc.
+// Chunks of one token go to Decode, longer ones to Prefill; both may be in one step. A step that
+// only decodes is launched as a CUDA graph where an earlier one was launched alike (gpu_graphs.h).
+// This header names no CUDA type: builds without nvcc or cuBLAS have forward_pass_cuda_absent.cc.
 //
 // Thread safety: as ForwardPass. One stream; Run waits for it at its end.
 //
@@ -26,8 +27,8 @@ namespace larder::worker {
 
 // Brings the weights to the device, in 16 bits: f16 where the model's embedding is, else bf16; and
 // gives their memory here back. `options`: valid, for Device::kCuda. UNIMPLEMENTED: built without
-// CUDA, a kv_dtype or a head_dim of it without a kernel, keys_before_rope. FAILED_PRECONDITION: no device.
-// RESOURCE_EXHAUSTED: not enough of its memory. INTERNAL: anything else that CUDA says.
+// CUDA, a kv_dtype without a kernel for this head_dim, keys_before_rope. FAILED_PRECONDITION: no
+// device. RESOURCE_EXHAUSTED: not enough of its memory. INTERNAL: anything else that CUDA says.
 absl::StatusOr<std::unique_ptr<ForwardPass>> CreateCudaForwardPass(
     Weights weights, const TransformerOptions& options);
 

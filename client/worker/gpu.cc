@@ -66,6 +66,29 @@ absl::StatusOr<std::unique_ptr<Gpu>> Gpu::Open() {
 
 Gpu::~Gpu() { cudaStreamDestroy(stream_); }
 
+// Other threads go on calling CUDA as they like: the capture forbids only its own thread to wait or
+// to allocate.
+absl::StatusOr<GpuGraph> Gpu::Capture(absl::FunctionRef<void()> launch) {
+  absl::Status status = FromCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+                                 "starting a capture");
+  if (!status.ok()) return status;
+  const absl::Status before = std::exchange(failed_, absl::OkStatus());
+  launch();
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
+  // What was launched says more than what its end does.
+  status = std::exchange(failed_, before);
+  status.Update(FromCuda(ended, "ending a capture"));
+  cudaGraphExec_t exec = nullptr;
+  if (status.ok()) status = FromCuda(cudaGraphInstantiate(&exec, graph, 0), "a graph");
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (!status.ok()) {
+    cudaGetLastError();  // which would be taken for a later launch's
+    return status;
+  }
+  return GpuGraph(exec, cudaGraphExecDestroy);
+}
+
 absl::Status Gpu::Finish() {
   Check(cudaStreamSynchronize(stream_), "a step");
   return failed_;

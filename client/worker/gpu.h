@@ -12,8 +12,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -48,6 +50,10 @@ class GpuBuffer {
   size_t bytes_ = 0;
 };
 
+// Launches that were captured, to be launched as one.
+using GpuGraph =
+    std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, cudaError_t (*)(cudaGraphExec_t)>;
+
 class Gpu final : public BlockMemory {
  public:
   // The first device that CUDA_VISIBLE_DEVICES leaves.
@@ -62,6 +68,10 @@ class Gpu final : public BlockMemory {
   void Check(cudaError_t error, const char* what) { Check(FromCuda(error, what)); }
   void Check(const absl::Status& status) { failed_.Update(status); }
   bool ok() const { return failed_.ok(); }
+  // What `launch` launches on the stream, as a graph; nothing of it runs. Arguments are taken by
+  // value, so memory that they point at must stay. What goes wrong meanwhile is this call's error,
+  // not the Gpu's: INTERNAL or RESOURCE_EXHAUSTED.
+  absl::StatusOr<GpuGraph> Capture(absl::FunctionRef<void()> launch);
   // Waits for the stream. OK, or the first error of all.
   absl::Status Finish();
 

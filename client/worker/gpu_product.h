@@ -36,7 +36,7 @@ class GpuProduct {
   static absl::StatusOr<std::unique_ptr<GpuProduct>> Create(Gpu& gpu);
   virtual ~GpuProduct() = default;
 
-  // Errors go to the Gpu.
+  // May be captured (Gpu::Capture). Errors go to the Gpu.
   virtual void Multiply(const GpuProductParams& params) = 0;
   virtual std::string library() const = 0;  // with its version, for ForwardPass::arithmetic
 };

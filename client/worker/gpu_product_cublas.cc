@@ -1,10 +1,16 @@
 #include <cublas_v2.h>
 
+#include <cstddef>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "client/worker/gpu_product.h"
 
 namespace larder::worker {
 namespace {
+
+// What cuBLAS's manual recommends for sm_90; for others it recommends 4 MiB.
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 absl::Status FromCublas(cublasStatus_t status, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
@@ -22,6 +28,22 @@ cudaDataType_t DataType(kernels::DType type) {
 class CublasProduct final : public GpuProduct {
  public:
   CublasProduct(Gpu& gpu, cublasHandle_t handle) : gpu_(gpu), handle_(handle) {}
+
+  absl::Status Prepare() {
+    absl::Status status = FromCublas(cublasSetStream(handle_, gpu_.stream()), "its stream");
+    // Parts of one sum are added up in float32, too.
+    status.Update(
+        FromCublas(cublasSetMathMode(handle_, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION),
+                   "its arithmetic"));
+    if (!status.ok()) return status;
+    // Of our own, and so the same for every product and in every graph; after the stream, which
+    // sets it back.
+    absl::StatusOr<GpuBuffer> workspace = GpuBuffer::Device(kWorkspaceBytes);
+    if (!workspace.ok()) return workspace.status();
+    workspace_ = *std::move(workspace);
+    return FromCublas(cublasSetWorkspace(handle_, workspace_.As<void>(), kWorkspaceBytes),
+                      "its workspace");
+  }
   ~CublasProduct() override { cublasDestroy(handle_); }
 
   // cuBLAS counts columns first, so rows of ours are its columns: out^T = W x^T.
@@ -45,6 +67,7 @@ class CublasProduct final : public GpuProduct {
  private:
   Gpu& gpu_;
   const cublasHandle_t handle_;
+  GpuBuffer workspace_;
 };
 
 }  // namespace
@@ -54,11 +77,7 @@ absl::StatusOr<std::unique_ptr<GpuProduct>> GpuProduct::Create(Gpu& gpu) {
   absl::Status status = FromCublas(cublasCreate(&handle), "starting");
   if (!status.ok()) return status;
   auto product = std::make_unique<CublasProduct>(gpu, handle);
-  status.Update(FromCublas(cublasSetStream(handle, gpu.stream()), "its stream"));
-  // Parts of one sum are added up in float32, too.
-  status.Update(
-      FromCublas(cublasSetMathMode(handle, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION),
-                 "its arithmetic"));
+  status = product->Prepare();
   if (!status.ok()) return status;
   return absl::StatusOr<std::unique_ptr<GpuProduct>>(std::move(product));
 }

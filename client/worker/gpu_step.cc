@@ -72,13 +72,7 @@ void GpuStep::Plan() {
         {.chunk = static_cast<int32_t>(i), .row = row_begins_[i], .position = chunks_[i].position});
     longer[i].tokens = 0;
   }
-  decode_plan_ = {};
-  if (!rows.empty()) {
-    decode_plan_ = kernels::cuda::PlanDecode(rows, {.kv_heads = options_.kv_heads,
-                                                    .window = options_.window,
-                                                    .sinks = options_.sinks,
-                                                    .blocks_at_once = options_.decode_blocks});
-  }
+  PlanDecode(rows);
   prefill_plan_ = kernels::cuda::PlanPrefill(longer, {.kv_heads = options_.kv_heads,
                                                       .group = options_.q_heads / options_.kv_heads,
                                                       .head_dim = options_.head_dim,
@@ -88,17 +82,33 @@ void GpuStep::Plan() {
   for (kernels::cuda::PrefillTile& tile : prefill_plan_.tiles) tile.row = row_begins_[tile.chunk];
 }
 
+// Whole waves of pieces, the last filled up with nobody's, which go where the GPU has nothing else
+// to do; and as many groups as there could be.
+void GpuStep::PlanDecode(const std::vector<kernels::cuda::DecodeRow>& rows) {
+  decode_plan_ = {};
+  if (rows.empty()) return;
+  decode_plan_ = kernels::cuda::PlanDecode(rows, {.kv_heads = options_.kv_heads,
+                                                  .window = options_.window,
+                                                  .sinks = options_.sinks,
+                                                  .blocks_at_once = options_.decode_blocks});
+  const auto wave = static_cast<size_t>(options_.decode_blocks);
+  const size_t waves = (decode_plan_.pieces.size() + wave - 1) / wave;
+  decode_plan_.pieces.resize(waves * wave, {.row = -1});
+  decode_plan_.groups.resize(rows.size() * static_cast<size_t>(options_.kv_heads));
+  decode_plan_.slots = static_cast<int32_t>(waves * wave);
+}
+
 absl::Status GpuStep::Upload() {
   Layout layout;
   const size_t tokens = layout.Add(tokens_);
   const size_t angles = layout.Add(angles_);
   const size_t row_begins = layout.Add(row_begins_);
   const size_t chunks = layout.Add(chunks_);
-  const size_t table = layout.Add(table_);
   const size_t wanted = layout.Add(wanted_);
-  const size_t pieces = layout.Add(decode_plan_.pieces);
   const size_t groups = layout.Add(decode_plan_.groups);
+  const size_t pieces = layout.Add(decode_plan_.pieces);
   const size_t tiles = layout.Add(prefill_plan_.tiles);
+  const size_t table = layout.Add(table_);
   absl::Status grown = pinned_.Grow(layout.bytes(), GpuBuffer::Pinned);
   if (grown.ok()) grown = device_.Grow(layout.bytes(), GpuBuffer::Device);
   if (!grown.ok()) return grown;
@@ -111,22 +121,23 @@ absl::Status GpuStep::Upload() {
     std::copy(array.begin(), array.end(), reinterpret_cast<T*>(pinned_.As<std::byte>() + at));
     return reinterpret_cast<const T*>(device + at);
   };
-  tokens_on_device_ = put(tokens, tokens_);
-  angles_on_device_ = put(angles, angles_);
   put(table, table_);
-  wanted_on_device_ = put(wanted, wanted_);
-  batch_ = {.chunks = put(chunks, chunks_),
-            .row_begins = put(row_begins, row_begins_),
-            .chunk_count = static_cast<int32_t>(chunks_.size()),
-            .rows = row_begins_.back()};
-  decode_ = {.pieces = put(pieces, decode_plan_.pieces),
-             .groups = put(groups, decode_plan_.groups),
-             .piece_count = static_cast<int32_t>(decode_plan_.pieces.size()),
-             .group_count = static_cast<int32_t>(decode_plan_.groups.size()),
-             .slots = decode_plan_.slots};
-  prefill_ = {.tiles = put(tiles, prefill_plan_.tiles),
-              .tile_count = static_cast<int32_t>(prefill_plan_.tiles.size()),
-              .tile_rows = prefill_plan_.tile_rows};
+  arguments_ = {.tokens = put(tokens, tokens_),
+                .angles = put(angles, angles_),
+                .wanted_rows = put(wanted, wanted_),
+                .wanted = static_cast<int32_t>(wanted_.size()),
+                .batch = {.chunks = put(chunks, chunks_),
+                          .row_begins = put(row_begins, row_begins_),
+                          .chunk_count = static_cast<int32_t>(chunks_.size()),
+                          .rows = row_begins_.back()},
+                .decode = {.pieces = put(pieces, decode_plan_.pieces),
+                           .groups = put(groups, decode_plan_.groups),
+                           .piece_count = static_cast<int32_t>(decode_plan_.pieces.size()),
+                           .group_count = static_cast<int32_t>(decode_plan_.groups.size()),
+                           .slots = decode_plan_.slots},
+                .prefill = {.tiles = put(tiles, prefill_plan_.tiles),
+                            .tile_count = static_cast<int32_t>(prefill_plan_.tiles.size()),
+                            .tile_rows = prefill_plan_.tile_rows}};
   gpu_.Check(cudaMemcpyAsync(device, pinned_.As<std::byte>(), layout.bytes(),
                              cudaMemcpyHostToDevice, gpu_.stream()),
              "bringing a step's tables");

@@ -1,11 +1,15 @@
 // GpuStep: what kernels must know of one step besides its rows' numbers: tokens, angles, block
 // tables, and who works on what. Made on the host, brought to the device by one copy.
 //
-//   pinned   | tokens | angles | row begins | chunks | tables | wanted | pieces | groups | tiles |
+//   pinned   | tokens | angles | row begins | chunks | wanted | groups | pieces | tiles | tables |
 //      └─────────────────────────── the same bytes, the same places ──────────────────────────┐
 //   device   | tokens | ...                                                                   |
 //
 // Plans depend on lengths only and serve all layers of the step.
+//
+// Steps that decode equally many sequences are launched alike, and so may share a graph
+// (gpu_graphs.h): plans are filled up to whole waves of the GPU's blocks, and what is as long as
+// the sequences are, their tables, lies last.
 //
 // Thread safety: one thread at a time. The step before must be finished when Prepare is called.
 #pragma once
@@ -34,32 +38,38 @@ struct GpuStepOptions {
   int32_t window = 0;  // as in AttentionParams
   int32_t sinks = 0;
   bool quantised = false;       // K/V are codes
-  int32_t decode_blocks = 0;    // kernels::cuda::DecodeBlocksAtOnce
+  int32_t decode_blocks = 0;    // kernels::cuda::DecodeBlocksAtOnce, at least 1
   int32_t multiprocessors = 0;  // of the GPU
   std::vector<float> frequencies;
+};
+
+// All that launches are told of a step. Steps of equal arguments are the same launches.
+struct GpuStepArguments {
+  const int32_t* tokens = nullptr;       // device [batch.rows]
+  const float* angles = nullptr;         // device [batch.rows][head_dim]
+  const int32_t* wanted_rows = nullptr;  // device [wanted]
+  int32_t wanted = 0;                    // rows whose logits are asked for
+  kernels::cuda::DeviceBatch batch = {};
+  kernels::cuda::DevicePlan decode = {};
+  kernels::cuda::DevicePrefillPlan prefill = {};
+  friend bool operator==(const GpuStepArguments&, const GpuStepArguments&) = default;
 };
 
 class GpuStep {
  public:
   GpuStep(Gpu& gpu, GpuStepOptions options);
 
-  // Starts the copy; what is below is there for whatever is launched after it on the stream.
+  // Starts the copy; what is pointed at is there for whatever is launched after it on the stream.
   // RESOURCE_EXHAUSTED where memory does not suffice.
   absl::Status Prepare(std::span<const Chunk> chunks);
 
   const GpuStepOptions& options() const { return options_; }
-  int32_t rows() const { return batch_.rows; }
-  const int32_t* tokens() const { return tokens_on_device_; }  // device [rows]
-  const float* angles() const { return angles_on_device_; }    // device [rows][head_dim]
-  const kernels::cuda::DeviceBatch& batch() const { return batch_; }
-  int32_t wanted() const { return static_cast<int32_t>(wanted_.size()); }
-  const int32_t* wanted_rows() const { return wanted_on_device_; }  // device [wanted]
-  const kernels::cuda::DevicePlan& decode() const { return decode_; }
-  const kernels::cuda::DevicePrefillPlan& prefill() const { return prefill_; }
+  const GpuStepArguments& arguments() const { return arguments_; }
 
  private:
   void Describe(std::span<const Chunk> chunks);
   void Plan();
+  void PlanDecode(const std::vector<kernels::cuda::DecodeRow>& rows);
   absl::Status Upload();
 
   Gpu& gpu_;
@@ -77,12 +87,7 @@ class GpuStep {
   kernels::cuda::PrefillPlan prefill_plan_;
 
   GpuBuffer pinned_, device_;
-  const int32_t* tokens_on_device_ = nullptr;
-  const float* angles_on_device_ = nullptr;
-  const int32_t* wanted_on_device_ = nullptr;
-  kernels::cuda::DeviceBatch batch_;
-  kernels::cuda::DevicePlan decode_;
-  kernels::cuda::DevicePrefillPlan prefill_;
+  GpuStepArguments arguments_;
 };
 
 }  // namespace larder::worker

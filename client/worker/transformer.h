@@ -65,6 +65,7 @@ struct TransformerOptions {
   // (StreamingLLM, section 3.2).
   bool keys_before_rope = false;
   Arithmetic arithmetic = Arithmetic::kAuto;
+  bool cuda_graphs = true;  // on CUDA, of steps that only decode; changes no bit
   uint32_t threads = 0;  // 0: one for each CPU this process may use
   // The most rows (tokens, over all chunks) of one Forward; sizes the activations.
   uint32_t rows_max = 1'024;

@@ -73,6 +73,8 @@ void ModelFlags::AddTo(CLI::App& app) {
   cli::AddNumber(app, "--weights-seed", weights_seed_, 0, ~uint64_t{0},
                  "Seed of random weights (default 1)");
   AddDevice(app, device_);
+  app.add_flag("--no-cuda-graphs", no_cuda_graphs_,
+               "With --device cuda: launch the kernels of a decode step one by one");
   AddKvDtype(app, kv_dtype_);
   cli::AddNumber(app, "--block-tokens", block_tokens_, 1, 1'024,
                  "Tokens in a block of K/V (default 16)");
@@ -102,6 +104,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> ModelFlags::Load(TransformerOptions
   if (!weights.ok()) return weights.status();
   options.device = device_;
   options.kv_dtype = kv_dtype_;
+  options.cuda_graphs = !no_cuda_graphs_;
   options.block_tokens = static_cast<uint32_t>(block_tokens_);
   options.threads = static_cast<uint32_t>(threads_);
   return Transformer::Create(*std::move(weights), options);

@@ -34,7 +34,8 @@ class ModelFlags {
   // Loads the model for steps of at most `rows_max` tokens. INVALID_ARGUMENT naming the flag for
   // files that are not there or not good.
   absl::StatusOr<std::unique_ptr<Transformer>> Load(uint32_t rows_max) const;
-  // Computed as `options` say, except for what flags say: device, kv_dtype, block_tokens, threads.
+  // Computed as `options` say, except for what flags say: device, cuda_graphs, kv_dtype,
+  // block_tokens, threads.
   absl::StatusOr<std::unique_ptr<Transformer>> Load(TransformerOptions options) const;
 
   bool random_weights() const { return directory_.empty(); }
@@ -49,6 +50,7 @@ class ModelFlags {
   uint64_t weights_seed_ = 1;
   Device device_ = Device::kCpu;
   Dtype kv_dtype_ = Dtype::kBf16;
+  bool no_cuda_graphs_ = false;
   uint64_t block_tokens_ = 16;
   uint64_t threads_ = 0;
 };

@@ -17,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/gpu/emulation/stream.h"
 #include "tests/worker/test_models.h"
 
 namespace larder::worker {
@@ -281,7 +282,8 @@ TEST(CudaForwardPass, KvMayHaveAnotherType) {
 }
 
 // Prefill and Decode over codes, with a window and sinks: the CPU's logits over the same codes, up
-// to what 16-bit products change and, as a code may then be the next one, to what having codes does.
+// to what 16-bit products change and, as a code may then be the next one, to what having codes
+// does.
 TEST(CudaForwardPass, CodesAreTheCpus) {
   ModelConfig config = SmallConfig();
   config.layers = 2;
@@ -306,6 +308,59 @@ TEST(CudaForwardPass, CodesAreTheCpus) {
     const double codes = LargestDifference(exact, cpu);
     EXPECT_LT(LargestDifference(cpu, logits(Device::kCuda, dtype)), products + codes);
   }
+}
+
+// Sequences that take part in some steps and not in others, and grow past blocks, pieces and waves
+// of the GPU: as graphs and launched one by one, every bit of logits and K/V is the same.
+TEST(CudaForwardPass, GraphsChangeNoBit) {
+  ModelConfig config = SmallConfig();
+  config.layers = 1;
+  config.ffn = 152;
+  constexpr uint32_t kPrompts[] = {15, 60, 245};
+  constexpr uint32_t kSteps = 40;
+  constexpr uint32_t kTokens = 245 + kSteps;
+  struct Side {
+    std::unique_ptr<Transformer> transformer;
+    std::vector<std::unique_ptr<TestBlocks>> blocks;
+    std::vector<float> logits;
+  } sides[2];
+  std::mt19937 random(6);
+  const std::vector<uint32_t> tokens = RandomTokens(random, kTokens, config.vocab);
+  const auto forward = [&](Side& side, std::span<const uint32_t> begins, uint32_t sequences,
+                           uint32_t count) {
+    std::vector<Chunk> chunks;
+    for (uint32_t i = 0; i < std::size(kPrompts); ++i) {
+      if ((sequences >> i & 1) == 0) continue;
+      chunks.push_back({.tokens = std::span(tokens).subspan(begins[i], count),
+                        .position = begins[i],
+                        .blocks = side.blocks[i]->table()});
+    }
+    side.logits.assign(LogitRows(chunks) * config.vocab, 0);
+    const absl::Status status = side.transformer->Forward(chunks, side.logits);
+    EXPECT_TRUE(status.ok()) << status;
+  };
+  for (Side& side : sides) {
+    side.transformer =
+        SmallTransformer({.device = Device::kCuda, .cuda_graphs = &side == sides}, config);
+    for (uint32_t i = 0; i < std::size(kPrompts); ++i) {
+      side.blocks.push_back(
+          std::make_unique<TestBlocks>(side.transformer->geometry(), kTokens, random));
+      const uint32_t begins[] = {0, 0, 0};
+      forward(side, begins, 1 << i, kPrompts[i]);
+    }
+  }
+  const uint64_t launched_before = emulation::graphs_launched;
+  std::vector<uint32_t> ends(std::begin(kPrompts), std::end(kPrompts));
+  for (uint32_t step = 0; step < kSteps; ++step) {
+    const uint32_t sequences = random() % 3 == 0 ? 1 + random() % 7 : 7;
+    for (Side& side : sides) forward(side, ends, sequences, 1);
+    ASSERT_EQ(sides[0].logits, sides[1].logits) << "step " << step;
+    for (uint32_t i = 0; i < ends.size(); ++i) ends[i] += sequences >> i & 1;
+  }
+  for (uint32_t i = 0; i < ends.size(); ++i) {
+    EXPECT_EQ(sides[0].blocks[i]->Gather(ends[i]), sides[1].blocks[i]->Gather(ends[i]));
+  }
+  EXPECT_GT(emulation::graphs_launched - launched_before, kSteps / 2);
 }
 
 TEST(CudaForwardPass, RefusesWhatHasNoKernel) {
