@@ -193,7 +193,7 @@ if [[ -n $programs ]]; then check 'end to end' tests/gpu/end_to_end.sh "$program
 # ---- Figures
 
 if [[ $quick == no ]]; then
-  peers=$build/peers.txt restored=''
+  peers=$build/peers.txt worker_rows=()
   : >"$peers"
   if python3 -c 'import torch; torch.zeros(1, device="cuda")' 2>"$logs/torch.log"; then
     python3 tests/gpu/torch_peer.py >"$peers" 2>>"$logs/torch.log" || record peers failed 0
@@ -216,16 +216,36 @@ if [[ $quick == no ]]; then
       --prefix-tokens 32768 --chunk-tokens 2048 --larderd "$programs/larderd" \
       --directory "$build/restores" --output "$build/restores" --rows "$build/restores/rows"
   }
+  # decode_rate SEQUENCES [FLAG...]: tokens a second of a small model, whose kernels are over sooner than
+  # they are launched.
+  decode_rate() {
+    "$programs/larder-worker" generate --json --device cuda \
+      --random-weights tests/bench/qwen2_0_5b.json --tokens "$(seq -s, 1 16)" --max-tokens 1024 \
+      --pool-bytes 256MiB -n "$@" | grep -o '"decode_tokens_per_second":[0-9.]*' | cut -d : -f 2
+  }
+  # With CUDA graphs and without.
+  decode_rates() {
+    local sequences with without
+    rm -f "$build/decode_rates"
+    for sequences in 1 8; do
+      with=$(decode_rate "$sequences") && without=$(decode_rate "$sequences" --no-cuda-graphs) || return
+      awk -v name="gpu_decode_graphs_$sequences" -v with="$with" -v without="$without" 'BEGIN {
+        printf "{\"name\": \"%s\", \"value\": %.6g, \"unit\": \"tokens/s\", \"against\": \"kernels \
+launched one by one: %.6g tokens/s\", \"ratio\": %.4g, \"goal\": \">= 1.00\", \"met\": %s}\n",
+          name, with, without, with / without, (with >= without) ? "true" : "false"}' >>"$build/decode_rates"
+    done
+  }
   if [[ -z $programs ]]; then
     record restores 'skipped: no DIR' 0
   elif "$programs/larder-worker" generate --device cuda --model tests/model/tiny_qwen2 --tokens 1 \
     --max-tokens 1 --pool-bytes 1MiB 2>&1 | grep -q 'built without CUDA'; then
     record restores 'skipped: this larder-worker was built without CUDA' 0
-  elif check 'restores' restores; then
-    restored=$build/restores/rows
+  else
+    if check 'decode rates' decode_rates; then worker_rows+=("$build/decode_rates"); fi
+    if check 'restores' restores; then worker_rows+=("$build/restores/rows"); fi
   fi
   if check 'figures' measure; then
-    [[ -z $restored ]] || cat "$restored" >>"$build/figures.txt"
+    [[ ${#worker_rows[@]} -eq 0 ]] || cat "${worker_rows[@]}" >>"$build/figures.txt"
     python3 tests/bench/table.py "$build/figures.txt" "$json" || cat "$build/figures.txt"
   fi
 fi

@@ -93,6 +93,7 @@ same() {
 }
 same '' --flush 60s
 same gpu
+same gpu --no-cuda-graphs
 stop -KILL
 start
 same nvme
