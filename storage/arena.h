@@ -37,7 +37,8 @@ class Arena {
     std::string name;          // shown in /proc/*/maps
     uint64_t bytes = 0;        // a positive multiple of 4096
     bool huge_pages = true;    // try hugetlb (needs vm.nr_hugepages and a multiple of 2 MiB),
-                               // then transparent huge pages, then ordinary ones
+                               // then transparent huge pages (Linux 6.1, or shmem_enabled), then
+                               // ordinary ones
     int prefault_threads = 0;  // 0: one a CPU, at most 16
   };
 

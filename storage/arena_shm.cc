@@ -20,6 +20,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1
+#endif
 
 namespace larder {
 namespace {
@@ -62,6 +65,26 @@ absl::Status NotEnough(const Arena::Options& options, absl::string_view why) {
       absl::StrCat("arena ", options.name, ": bytes is ", options.bytes, ", but ", why));
 }
 
+// At an address where a huge page can begin. MAP_FAILED and errno as those of mmap.
+void* MapShared(int fd, uint64_t bytes) {
+  bytes = (bytes + kSlotGranule - 1) / kSlotGranule * kSlotGranule;
+  // Addresses only; those on both sides are given back.
+  void* const room = ::mmap(nullptr, bytes + kHugePage, PROT_NONE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return room;
+  const uint64_t before = -reinterpret_cast<uintptr_t>(room) % kHugePage;
+  std::byte* const base = static_cast<std::byte*>(room) + before;
+  if (before > 0) ::munmap(room, before);
+  if (before < kHugePage) ::munmap(base + bytes, kHugePage - before);
+  void* const mapped = ::mmap(base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+  if (mapped == MAP_FAILED) {
+    const int error = errno;
+    ::munmap(base, bytes);
+    errno = error;
+  }
+  return mapped;
+}
+
 // One attempt: a file of the right size and kind, mapped, no page touched yet.
 absl::StatusOr<Mapping> MapNewFile(const Arena::Options& options, bool hugetlb) {
   const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (hugetlb ? MFD_HUGETLB : 0);
@@ -71,7 +94,7 @@ absl::StatusOr<Mapping> MapNewFile(const Arena::Options& options, bool hugetlb) 
     return NotEnough(options, absl::StrCat("ftruncate says: ", ErrnoText(errno)));
   }
   // With hugetlb this reserves the pages, so it fails here and not at the first touch.
-  void* base = ::mmap(nullptr, options.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  void* base = MapShared(fd.get(), options.bytes);
   if (base == MAP_FAILED) {
     return NotEnough(options, absl::StrCat("mmap says: ", ErrnoText(errno)));
   }
@@ -96,6 +119,17 @@ absl::StatusOr<Mapping> MapNewFile(const Arena::Options& options) {
   return mapping;
 }
 
+// Puts huge pages behind all of a range, even where shmem_enabled is "never". A block is then one
+// piece of memory to a drive, not 512, most of which take 254 or fewer at a time. False: the kernel
+// cannot, or has none left. Never a signal.
+bool PopulateHuge(std::byte* base, uint64_t bytes) {
+  // A huge page that has nothing in it is not made.
+  for (uint64_t at = 0; at < bytes; at += kHugePage) {
+    if (::madvise(base + at, kSlotGranule, MADV_POPULATE_WRITE) != 0) return false;
+  }
+  return ::madvise(base, bytes, MADV_COLLAPSE) == 0;
+}
+
 // Allocates the pages of one range. 0 or an errno; never a signal.
 int Populate(const Mapping& mapping, uint64_t offset, uint64_t bytes) {
   if (::madvise(mapping.base + offset, bytes, MADV_POPULATE_WRITE) == 0) return 0;
@@ -116,10 +150,14 @@ absl::Status Prefault(const Mapping& mapping, const Arena::Options& options) {
   threads = std::min(threads, chunks);
   std::atomic<uint64_t> next{0};
   std::atomic<int> error{0};
+  // Until they have run out: the kernel looks long for one that it does not find.
+  std::atomic<bool> huge{options.huge_pages && !mapping.huge_pages};
   const auto work = [&] {
     for (uint64_t i = next++; i < chunks && error == 0; i = next++) {
       const uint64_t offset = i * kPrefaultChunk;
-      const int e = Populate(mapping, offset, std::min(kPrefaultChunk, options.bytes - offset));
+      const uint64_t bytes = std::min(kPrefaultChunk, options.bytes - offset);
+      if (huge && !PopulateHuge(mapping.base + offset, bytes / kHugePage * kHugePage)) huge = false;
+      const int e = Populate(mapping, offset, bytes);
       if (e != 0) error = e;
     }
   };
@@ -188,7 +226,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Map(int fd, uint64_t bytes) {
   UniqueFd owned(fd);
   if (absl::Status status = CheckForeignFile(fd, bytes); !status.ok()) return status;
   if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) return ErrnoStatus("arena: fcntl(FD_CLOEXEC)", errno);
-  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  void* base = MapShared(fd, bytes);
   if (base == MAP_FAILED) {
     return absl::ResourceExhaustedError(
         absl::StrCat("arena: mapping ", bytes, " bytes: ", ErrnoText(errno)));

@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <fstream>
 #include <sstream>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "gtest/gtest.h"
@@ -49,6 +51,44 @@ TEST(Arena, IsZeroedPresentAndWritable) {
     EXPECT_EQ(arena->At(Slot(1)), arena->base());
     EXPECT_EQ(arena->At(Slot(3)), arena->base() + 2 * kSlotGranule);
   }
+}
+
+// KiB of the mapping that starts at `base` that lie in huge pages.
+uint64_t HugeKib(const void* base) {
+  std::ostringstream start;
+  start << std::hex << reinterpret_cast<uintptr_t>(base) << "-";
+  std::ifstream smaps("/proc/self/smaps");
+  std::string line;
+  bool ours = false;
+  while (std::getline(smaps, line)) {
+    if (absl::StartsWith(line, start.str())) ours = true;
+    if (ours && absl::StartsWith(line, "ShmemPmdMapped:")) return std::stoull(line.substr(15));
+  }
+  return 0;
+}
+
+// Whether this kernel makes huge pages on demand, and has one left.
+bool KernelCollapses() {
+  constexpr uint64_t kHugePage = 2 << 20;
+  std::vector<std::byte> memory(2 * kHugePage, std::byte{1});
+  auto* const begin =
+      memory.data() + -reinterpret_cast<uintptr_t>(memory.data()) % kHugePage;
+  return ::madvise(begin, kHugePage, 25 /*MADV_COLLAPSE*/) == 0;
+}
+
+TEST(Arena, LiesInHugePages) {
+  auto arena = Create(kBytes);
+  auto mapped = Arena::Map(::dup(arena->fd()), kBytes);
+  ASSERT_TRUE(mapped.ok()) << mapped.status();
+  for (const std::byte* base : {arena->base(), (*mapped)->base()}) {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(base) % (2 << 20), 0) << "no huge page begins here";
+  }
+  EXPECT_EQ(HugeKib(Create(kBytes, /*huge_pages=*/false)->base()), 0);
+  if (arena->huge_pages()) GTEST_SKIP() << "hugetlb";
+  if (!KernelCollapses()) GTEST_SKIP() << "this machine has none";
+  EXPECT_EQ(HugeKib(arena->base()), kBytes >> 10);
+  std::fill_n((*mapped)->base(), kBytes, std::byte{7});
+  EXPECT_EQ(HugeKib((*mapped)->base()), kBytes >> 10);
 }
 
 TEST(Arena, PrefaultsManyChunksInThreads) {
