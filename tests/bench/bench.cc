@@ -43,6 +43,11 @@ std::string Spread(const std::vector<double>& runs) {
                          runs.size());
 }
 
+std::string Range(const std::vector<double>& ratios) {
+  const auto [least, most] = std::minmax_element(ratios.begin(), ratios.end());
+  return absl::StrFormat("%.2f to %.2f", *least, *most);
+}
+
 std::string Goal::Text() const {
   std::string text = "report";
   if (kind == kAtMost) text = absl::StrFormat("<= %g", bound);

@@ -28,6 +28,8 @@ double Median(std::vector<double> samples);
 
 // "12.3 (11.9 to 14.0)": the median and how far the runs lay apart. For stderr.
 std::string Spread(const std::vector<double>& runs);
+// "0.92 to 1.05": the same for a row's `against`.
+std::string Range(const std::vector<double>& ratios);
 
 // What a figure is held to.
 struct Goal {

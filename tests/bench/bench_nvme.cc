@@ -168,8 +168,8 @@ absl::StatusOr<Pairs> DriveBench::Take(NvmeSide& raw, Call call, Order (DriveBen
 void DriveBench::PrintRates(const std::string& name, const Pairs& pairs, Goal goal) const {
   const double ratio = Median(pairs.ratios);
   Print({name + options_.suffix, ratio, "x",
-         absl::StrFormat("raw io_uring: %.0f MB/s; store: %.0f MB/s", Median(pairs.theirs_mb_s),
-                         Median(pairs.ours_mb_s)),
+         absl::StrFormat("raw io_uring: %.0f MB/s; store: %.0f MB/s; %s",
+                         Median(pairs.theirs_mb_s), Median(pairs.ours_mb_s), Range(pairs.ratios)),
          ratio, goal},
         pairs.ratios);
 }

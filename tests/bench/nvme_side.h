@@ -74,7 +74,7 @@ absl::StatusOr<std::unique_ptr<NvmeSide>> MakeRawSide(const std::string& path,
                                                       const Blocks& blocks);
 
 // RocksDB with blob files, direct I/O, no compression and no log: it writes a block once, and a
-// flush at the end makes all durable. Reads by 8 threads.
+// flush at the end makes all durable. Reads by 16 threads.
 absl::StatusOr<std::unique_ptr<NvmeSide>> MakeBlobSide(const std::string& path,
                                                        const Blocks& blocks);
 
