@@ -16,8 +16,9 @@
 //    A cached prefix therefore changes nothing in what a model generates.
 // 2. Nothing past a row's last visible key is read for it, no masked token contributes (not even
 //    a NaN), and nothing but the keys and values of visible tokens enters a result.
-// 3. Products and sums are float32; storage is converted exactly, and a code times its scale is
-//    rounded to float32.
+// 3. Products and sums are float32; storage is converted exactly. Codes are multiplied as they are:
+//    a key's scale is multiplied into its score, a value's into its weight, which is taken for zero
+//    if it is below 2^-86 of the greatest of its piece.
 // 4. Nothing is allocated; scratch comes from `workspace`.
 #pragma once
 

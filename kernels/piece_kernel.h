@@ -10,8 +10,9 @@
 //   4. merge      pieces from left to right: (m, l, o) and (m', l', o')
 //
 // Keys and values are multiplied as they lie: nothing is transposed, and bfloat16 is split, not
-// widened (vector_math.h, split order). What of that is not multiplying runs beside it. Codes
-// become numbers first, a tile at a time.
+// widened (vector_math.h, split order). What of that is not multiplying runs beside it. Of one-byte
+// storage codes are multiplied; a key's scale is multiplied into its scores, a value's into its
+// weights.
 //
 // A row's numbers go through the same operations in the same order whatever rows share its
 // tile, which is what makes decode and prefill agree bit by bit: a tile in which a row sees nothing
@@ -26,6 +27,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/softmax.h"
 #include "kernels/tile_reader.h"
 #include "kernels/variant.h"
 #include "kernels/vector_math.h"
@@ -80,6 +82,7 @@ class PieceKernel {
       : tile_(tile),
         params_(*tile.params),
         layer_(tile.params->layer),
+        unit_(layer_.dtype == DType::kF8E4M3 ? kE4m3Unit : 1),
         head_rows_(tile.row_end - tile.row_begin),
         rows_(tile.kv_heads * head_rows_),
         key_stride_((layer_.key_dim + kPadFloats - 1) / kPadFloats * kPadFloats),
@@ -124,21 +127,16 @@ class PieceKernel {
       const float* const q =
           tile_.q + place.token * params_.q_stride + place.q_head * layer_.key_dim;
       float* const ordered = scores_;  // nothing is there yet
-      if (SplitKeys()) {
-        SplitRow<V>(q, ordered, layer_.key_dim);
-      } else {
-        StageRow<V>(DType::kF32, false, reinterpret_cast<const std::byte*>(q), ordered,
-                    layer_.key_dim);
-      }
+      SplitRow<V>(Rotates() ? DType::kF32 : layer_.dtype, q, ordered, layer_.key_dim);
       for (int32_t i = 0; i < layer_.key_dim; i += kLanes) {
         V::Store(to + i * count + r * kLanes, V::Load(ordered + i));
       }
     }
   }
 
-  // Whether rows lie in split order (vector_math.h): what is read from bfloat16 and not rotated.
-  bool SplitKeys() const { return SplitValues() && params_.rotation.cos_sin == nullptr; }
-  bool SplitValues() const { return layer_.dtype == DType::kBf16; }
+  // Keys that are rotated are in their own order, all others in their storage type's
+  // (vector_math.h, split order).
+  bool Rotates() const { return params_.rotation.cos_sin != nullptr; }
 
   Rows RowsAt(float* base) const {
     float* const m = base + rows_ * o_stride_;
@@ -154,44 +152,38 @@ class PieceKernel {
 
   // --- 1. keys -----------------------------------------------------------------------------------
 
-  // Scores of a head's rows for one tile, -infinity where a row does not see a token.
+  // Scores of a head's rows for one tile, of codes before their scales.
   void ScoreTile(const TileRead& read, int32_t tile, int32_t first_row) {
-    if (read.seen != 0) {
-      switch (PrepareKeys(read)) {
-        case DType::kF32:
-          ScoresAs<DType::kF32>(tile, first_row);
-          break;
-        case DType::kF16:
-          ScoresAs<DType::kF16>(tile, first_row);
-          break;
-        case DType::kBf16:
-          ScoresAs<DType::kBf16>(tile, first_row);
-          break;
-        case DType::kF8E4M3:
-        case DType::kI8:
-          break;  // PrepareKeys stages them
-      }
+    switch (PrepareKeys(read)) {
+      case DType::kF32:
+        return ScoresAs<DType::kF32>(tile, first_row);
+      case DType::kF16:
+        return ScoresAs<DType::kF16>(tile, first_row);
+      case DType::kBf16:
+        return ScoresAs<DType::kBf16>(tile, first_row);
+      case DType::kF8E4M3:
+        return ScoresAs<DType::kF8E4M3>(tile, first_row);
+      case DType::kI8:
+        return ScoresAs<DType::kI8>(tile, first_row);
     }
-    for (int32_t r = 0; r < head_rows_; ++r) Hide(~visible_[tile][r], first_row + r, tile);
   }
 
   // What keys are read as: for the few rows of a decode step they are converted as they are loaded,
   // for many once, in the reader.
   DType PrepareKeys(const TileRead& read) {
-    if (params_.rotation.cos_sin != nullptr) {
+    if (Rotates()) {
       reader_.Rotate(read);
       return DType::kF32;
     }
-    if (Direct() && layer_.key_dim % (2 * kLanes) == 0) return layer_.dtype;
-    reader_.Stage(read, layer_.key_dim, SplitKeys());
+    if (Direct() && layer_.key_dim % kLanes == 0) return layer_.dtype;
+    reader_.Stage(read, layer_.key_dim, true);
     return DType::kF32;
   }
 
   // Whether numbers are converted as they are loaded, for every block of rows anew, or once for all
-  // rows, in the reader, as codes always are.
+  // rows, in the reader.
   bool Direct() const {
-    if (layer_.dtype == DType::kF32) return true;
-    return !reader_.quantised() && head_rows_ <= V::DirectRows(layer_.dtype);
+    return layer_.dtype == DType::kF32 || head_rows_ <= V::DirectRows(layer_.dtype);
   }
 
   template <DType D>
@@ -223,12 +215,12 @@ class PieceKernel {
   // are summed together.
   template <DType D, int R, bool kFetch>
   [[gnu::noinline]] void Scores(int32_t row, int32_t tile) {
-    const std::byte* const* const rows = reader_.rows();
     constexpr int kTokens = kLanes / R;
-    constexpr int kVecs = D == DType::kF32 ? 1 : 2;  // of a key at a time
+    // Of a key at a time; of codes a run of split order.
+    constexpr int kVecs = D == DType::kF32 ? 1 : kBytes<D> == 1 ? V::kValueVecs : 2;
     const float* const queries = q_ + int64_t{row} * key_stride_;
     float* const to = ScoresOf(row) + tile * kTileTokens;
-    const F scale = V::Set(params_.scale);
+    const F scale = V::Set(params_.scale * unit_);
     const int32_t key_dim = layer_.key_dim;
     for (int32_t token = 0; token < kTileTokens; token += kTokens) {
       for (int32_t t = 0; kFetch && D == DType::kF32 && t < kTokens; ++t) {
@@ -237,23 +229,12 @@ class PieceKernel {
       F sum[kLanes];  // [R][kTokens]
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) sum[i] = V::Zero();
-      const float* q = queries;
-      for (int32_t dim = 0; dim < key_dim; dim += kVecs * kLanes, q += kVecs * R * kLanes) {
-#pragma GCC unroll 2
-        for (int n = 0; n < kVecs; ++n) {
-          F query[R];
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) query[r] = V::Load(q + (n * R + r) * kLanes);
-#pragma GCC unroll 16
-          for (int t = 0; t < kTokens; ++t) {
-            const F key = LoadVec<V, D, kVecs>(rows[token + t] + dim * kBytes<D>, n);
-            if (kFetch && D != DType::kF32 && n == 0) reader_.FetchLine(token + t, dim * kBytes<D>);
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-              sum[r * kTokens + t] = V::Fma(query[r], key, sum[r * kTokens + t]);
-            }
-          }
-        }
+      int32_t dim = 0;
+      for (; dim + kVecs * kLanes <= key_dim; dim += kVecs * kLanes) {
+        Products<D, R, kVecs, kFetch>(queries + dim * R, token, dim, sum);
+      }
+      for (; dim < key_dim; dim += kLanes) {
+        Products<D, R, 1, kFetch>(queries + dim * R, token, dim, sum);
       }
       float scores[kLanes];
       V::Store(scores, V::Mul(V::SumsOf(sum), scale));
@@ -264,30 +245,74 @@ class PieceKernel {
     }
   }
 
-  float* ScoresOf(int32_t row) const { return scores_ + int64_t{row} * kPieceTokens; }
-
-  void Hide(uint32_t hidden, int32_t row, int32_t tile) {
-    float* const scores = ScoresOf(row) + tile * kTileTokens;
-    for (; hidden != 0; hidden &= hidden - 1) scores[__builtin_ctz(hidden)] = -HUGE_VALF;
+  // Adds the products of kVecs vectors of a group's keys, from `dim` on, and R rows' queries there.
+  template <DType D, int R, int kVecs, bool kFetch>
+  [[gnu::always_inline]] void Products(const float* q, int32_t token, int32_t dim,
+                                       F (&sum)[kLanes]) const {
+    constexpr int kTokens = kLanes / R;
+    const std::byte* const* const rows = reader_.rows() + token;
+    const int32_t offset_bytes = dim * kBytes<D>;
+    const bool fetch = kFetch && D != DType::kF32 && offset_bytes % kLineBytes == 0;
+    if constexpr (D == DType::kF8E4M3 && kVecs == V::kValueVecs) {
+      // Codes come a run at a time, and the queries from memory: for both there are no registers.
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        F key[kVecs];
+        LoadVecs<V, D>(rows[t] + offset_bytes, key);
+        if (fetch) reader_.FetchLine(token + t, offset_bytes);
+        asm("" : "+r"(q));  // GCC would keep queries, and sums in memory instead
+#pragma GCC unroll 4
+        for (int n = 0; n < kVecs; ++n) {
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            const F query = V::Load(q + (n * R + r) * kLanes);
+            sum[r * kTokens + t] = V::Fma(query, key[n], sum[r * kTokens + t]);
+          }
+        }
+      }
+      return;
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) {
+      F query[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) query[r] = V::Load(q + (n * R + r) * kLanes);
+#pragma GCC unroll 16
+      for (int t = 0; t < kTokens; ++t) {
+        const F key = LoadVec<V, D, kVecs>(rows[t] + offset_bytes, n);
+        if (fetch && n == 0) reader_.FetchLine(token + t, offset_bytes);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          sum[r * kTokens + t] = V::Fma(query[r], key, sum[r * kTokens + t]);
+        }
+      }
+    }
   }
+
+  float* ScoresOf(int32_t row) const { return scores_ + int64_t{row} * kPieceTokens; }
 
   // --- 2. softmax --------------------------------------------------------------------------------
 
-  void Softmax(int32_t row, int32_t tiles, Rows to) {
-    float* const scores = ScoresOf(row);
-    const int32_t tokens = tiles * kTileTokens;
-    F most = V::Set(-HUGE_VALF);
-    for (int32_t i = 0; i < tokens; i += kLanes) most = V::Max(most, V::Load(scores + i));
-    to.m[row] = V::MaxOf(most);
-    if (to.m[row] == -HUGE_VALF) return;
-    const F maximum = V::Set(to.m[row]);
-    F sum = V::Zero();
-    for (int32_t i = 0; i < tokens; i += kLanes) {
-      const F weight = Exp<V>(V::Sub(V::Load(scores + i), maximum));
-      V::Store(scores + i, weight);
-      sum = V::Add(sum, weight);
+  // Weights of a head's rows for the piece that starts at `start`. A key's scale is multiplied into
+  // its scores, a value's into its weights once these are summed.
+  void Weights(int64_t start, int32_t head, int32_t tiles, const uint32_t* seen, Rows to) {
+    alignas(64) float key_scales[kPieceTokens];
+    alignas(64) float value_scales[kPieceTokens];
+    if (reader_.quantised()) {
+      reader_.Scales({start, 0, tile_.kv_head + head, false}, tiles, seen, key_scales);
+      reader_.Scales({start, 0, tile_.kv_head + head, true}, tiles, seen, value_scales);
     }
-    to.l[row] = V::SumOf(sum);
+    for (int32_t r = 0; r < head_rows_; ++r) {
+      const int32_t row = head * head_rows_ + r;
+      float* const scores = ScoresOf(row);
+      const int32_t tokens = tiles * kTileTokens;
+      if (reader_.quantised()) MultiplyRow<V>(scores, key_scales, tokens, -HUGE_VALF);
+      for (int32_t tile = 0; tile < tiles; ++tile) {
+        Hide<V>(scores + tile * kTileTokens, ~visible_[tile][r]);
+      }
+      Softmax<V>(scores, tokens, to.m[row], to.l[row]);
+      if (reader_.quantised()) MultiplyRow<V>(scores, value_scales, tokens, kWeightMin);
+    }
   }
 
   // --- 3. values ---------------------------------------------------------------------------------
@@ -295,7 +320,7 @@ class PieceKernel {
   void Values(const TileRead& read, int32_t tile, int32_t first_row, Rows to) {
     // As with keys.
     if (!Direct()) {
-      reader_.Stage(read, layer_.value_dim, SplitValues());
+      reader_.Stage(read, layer_.value_dim, true);
       return ValuesAs<DType::kF32>(tile, first_row, to);
     }
     switch (layer_.dtype) {
@@ -306,8 +331,9 @@ class PieceKernel {
       case DType::kBf16:
         return ValuesAs<DType::kBf16>(tile, first_row, to);
       case DType::kF8E4M3:
+        return ValuesAs<DType::kF8E4M3>(tile, first_row, to);
       case DType::kI8:
-        return;  // not Direct
+        return ValuesAs<DType::kI8>(tile, first_row, to);
     }
   }
 
@@ -365,6 +391,8 @@ class PieceKernel {
   // o[r][dim ...] += weight[r][t] * value[t][dim ...] for N vectors of numbers and R rows.
   template <DType D, int R, int N>
   void Weigh(const Run& run, int32_t dim) {
+    const int32_t offset_bytes = dim * kBytes<D>;
+    const bool fetch = run.first && offset_bytes % kLineBytes == 0;
     F sum[R][N];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -373,19 +401,18 @@ class PieceKernel {
     }
     for (int32_t t = run.begin; t < run.end; ++t) {
       if (D != DType::kF32) {
-        for (int n = 0; run.first && n < N * kLanes * kBytes<D>; n += 64) {
-          reader_.FetchLine(t, dim * kBytes<D> + n);
+        for (int n = 0; fetch && n < N * kLanes * kBytes<D>; n += kLineBytes) {
+          reader_.FetchLine(t, offset_bytes + n);
         }
       } else if (run.first && dim == 0) {
         reader_.FetchRow(t);
       }
-      const std::byte* const from = run.rows[t] + dim * kBytes<D>;
+      const std::byte* const from = run.rows[t] + offset_bytes;
       F value[N];
       if constexpr (N == 1) {
         value[0] = LoadSome<V, D>(from, layer_.value_dim - dim);
       } else {
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) value[n] = LoadVec<V, D, N>(from, n);
+        LoadVecs<V, D>(from, value);
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -429,11 +456,12 @@ class PieceKernel {
     };
     for (int32_t tile = 0; tile < tiles; ++tile) {
       for (int32_t head = 0; head < tile_.kv_heads; ++head) {
-        if (seen[tile] != 0) reader_.Turn(read(tile, head, false), read(tile, head + 1, false));
+        if (seen[tile] == 0) continue;
+        reader_.Turn(read(tile, head, false), read(tile, head + 1, false));
         ScoreTile(read(tile, head, false), tile, head * head_rows_);
       }
     }
-    for (int32_t r = 0; r < rows_; ++r) Softmax(r, tiles, to);
+    for (int32_t head = 0; head < tile_.kv_heads; ++head) Weights(start, head, tiles, seen, to);
     std::memset(to.o, 0, sizeof(float) * rows_ * o_stride_);
     for (int32_t tile = 0; tile < tiles; ++tile) {
       if (seen[tile] == 0) continue;
@@ -483,16 +511,12 @@ class PieceKernel {
       const bool empty = rows.m[r] == -HUGE_VALF;
       float* const out =
           tile_.out + place.token * params_.out_stride + place.q_head * layer_.value_dim;
-      const F sum = V::Set(rows.l[r]);
+      const F sum = V::Set(rows.l[r] / unit_);
       float* const o = rows.o + int64_t{r} * o_stride_;
       for (int32_t i = 0; i < o_stride_; i += kLanes) {
         V::Store(o + i, empty ? V::Zero() : V::Div(V::Load(o + i), sum));
       }
-      if (SplitValues()) {
-        JoinRow<V>(o, out, layer_.value_dim);
-      } else {
-        std::memcpy(out, o, sizeof(float) * layer_.value_dim);
-      }
+      JoinRow<V>(layer_.dtype, o, out, layer_.value_dim);
       if (tile_.lse != nullptr) {
         tile_.lse[place.token * params_.q_heads + place.q_head] =
             empty ? -HUGE_VALF : rows.m[r] + logf(rows.l[r]);
@@ -503,6 +527,7 @@ class PieceKernel {
   const AttendTile& tile_;
   const AttentionParams& params_;
   const KvLayer& layer_;
+  const float unit_;         // of what is loaded
   const int32_t head_rows_;  // of a kv head
   const int32_t rows_;       // of all kv heads, the first one's first
   const int64_t key_stride_;

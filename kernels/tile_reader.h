@@ -13,11 +13,7 @@
 
 namespace larder::kernels {
 
-// Where the keys or values of kTileTokens tokens lie.
-struct TokenRows {
-  const std::byte* numbers[kTileTokens];
-  const std::byte* scales[kTileTokens];  // of quantised storage only
-};
+inline constexpr int32_t kLineBytes = 64;
 
 // Keys or values of the tile that starts at `token`, of those tokens that a bit of `seen` is set
 // for.
@@ -59,18 +55,17 @@ class TileReader {
     const bool foreseen = next_.token == tile.token && next_.seen == tile.seen &&
                           next_.kv_head == tile.kv_head && next_.value == tile.value;
     rows_ = foreseen ? next_rows_ : rows_;
-    if (!foreseen) Addresses(tile, *rows_);
+    if (!foreseen) Addresses(tile, rows_);
     next_ = then;
-    next_rows_ = then.seen == 0 ? rows_ : rows_ == &tables_[0] ? &tables_[1] : &tables_[0];
-    if (then.seen != 0) Addresses(then, *next_rows_);
+    next_rows_ = then.seen == 0 ? rows_ : rows_ == tables_[0] ? tables_[1] : tables_[0];
+    if (then.seen != 0) Addresses(then, next_rows_);
     next_bytes_ = (then.value ? layer_.value_dim : layer_.key_dim) * bytes_;
   }
 
   // The rows of the tile turned to, by token. Of tokens that nobody sees, rows of one that somebody
   // does: their memory is never touched.
-  const std::byte* const* rows() const { return rows_->numbers; }
+  const std::byte* const* rows() const { return rows_; }
 
-  // Whether rows are codes, which only Stage makes numbers of.
   bool quantised() const { return quantised_; }
 
   // Converts the keys to float32 in stage_ and rotates them; rows() then lie there.
@@ -84,17 +79,47 @@ class TileReader {
     }
   }
 
-  // Converts `count` numbers of each row that is seen to stage_, split or as they are, with zeros
-  // up to a whole vector; rows() then lie there. Codes are never split.
+  // Converts `count` numbers of each row that is seen to stage_, in the order of their storage type
+  // (split) or in their own, with zeros up to a whole vector; rows() then lie there.
   void Stage(const TileRead& tile, int32_t count, bool split) {
     for (uint32_t left = tile.seen; left != 0; left &= left - 1) {
       const int32_t i = __builtin_ctz(left);
-      StageToken(i, count, split);
+      StageRow<V>(layer_.dtype, split, rows_[i], stage_ + i * stage_stride_, count);
     }
     const int32_t first = __builtin_ctz(tile.seen);
     for (int32_t i = 0; i < kTileTokens; ++i) {
       const int32_t at = (tile.seen >> i & 1) != 0 ? i : first;
-      rows_->numbers[i] = reinterpret_cast<const std::byte*>(stage_ + at * stage_stride_);
+      rows_[i] = reinterpret_cast<const std::byte*>(stage_ + at * stage_stride_);
+    }
+  }
+
+  // Of quantised storage: the scales of `tiles` tiles, the first of which is `first` but for its
+  // `seen`; of those tokens that a bit of `seen` [tiles] is set for, and zeros for the others. Turn
+  // has asked for them when it turned to the tiles' keys.
+  void Scales(const TileRead& first, int32_t tiles, const uint32_t* seen, float* to) const {
+    const int64_t scales = ScalesOf(first.kv_head, first.value);
+    int64_t token = first.token;
+    for (int32_t tile = 0; tile < tiles; ++tile, token += kTileTokens, to += kTileTokens) {
+      const uint32_t bits = seen[tile];
+      if (bits != kAllTokens) std::memset(to, 0, sizeof(float) * kTileTokens);
+      if (bits == 0) continue;
+      ForEachBlock(token, bits, [&](uintptr_t block, int64_t slot, int32_t begin, int32_t end) {
+        const auto* const from = reinterpret_cast<const std::byte*>(
+            block + static_cast<uintptr_t>(scales + slot * kScaleBytes));
+        const int32_t count = end - begin;
+        uint32_t left = bits >> begin & kAllTokens >> (kTileTokens - count);
+        if (left == kAllTokens >> (kTileTokens - count)) {
+          for (int32_t i = 0; i < count; i += V::kLanes) {
+            StoreFloats<V>(to + begin + i,
+                           LoadSome<V, DType::kF32>(from + i * kScaleBytes, count - i), count - i);
+          }
+          return;
+        }
+        for (; left != 0; left &= left - 1) {
+          const int32_t i = __builtin_ctz(left);
+          std::memcpy(to + begin + i, from + i * kScaleBytes, kScaleBytes);
+        }
+      });
     }
   }
 
@@ -104,60 +129,65 @@ class TileReader {
   // Inlined always: GCC takes a function that only asks for lines for one without effect, and drops
   // its calls.
   [[gnu::always_inline]] void FetchLine(int32_t i, int32_t offset_bytes) const {
-    __builtin_prefetch(next_rows_->numbers[i] + offset_bytes, 0, 2);
+    __builtin_prefetch(next_rows_[i] + offset_bytes, 0, 2);
   }
   [[gnu::always_inline]] void FetchRow(int32_t i) const {
     if (next_.seen == 0) return;
-    for (int32_t at = 0; at < next_bytes_; at += 64) FetchLine(i, at);
-    if (quantised_) __builtin_prefetch(next_rows_->scales[i], 0, 2);
+    for (int32_t at = 0; at < next_bytes_; at += kLineBytes) FetchLine(i, at);
   }
 
  private:
-  void StageToken(int32_t i, int32_t count, bool split) {
-    const std::byte* const from = rows_->numbers[i];
-    float* const to = stage_ + i * stage_stride_;
-    if (!quantised_) return StageRow<V>(layer_.dtype, split, from, to, count);
-    float scale;
-    std::memcpy(&scale, rows_->scales[i], sizeof(scale));
-    if (layer_.dtype == DType::kI8) return StageCodes<V, DType::kI8>(from, scale, to, count);
-    StageCodes<V, DType::kF8E4M3>(from, scale, to, count);
+  // Block's start to the scale of its first key or value of a kv head.
+  int64_t ScalesOf(int32_t kv_head, bool value) const {
+    return (value ? layer_.value_scale_offset_bytes : layer_.key_scale_offset_bytes) +
+           kv_head * layer_.head_scale_stride_bytes;
   }
 
-  void Addresses(const TileRead& tile, TokenRows& rows) const {
-    const uint32_t seen = tile.seen;
-    const int32_t first = __builtin_ctz(seen);
-    const int32_t end = kTileTokens - __builtin_clz(seen);
+  void Addresses(const TileRead& tile, const std::byte** rows) const {
     const int64_t head = (tile.value ? layer_.value_offset_bytes : layer_.key_offset_bytes) +
                          tile.kv_head * layer_.head_stride_bytes;
-    const int64_t scales =
-        (tile.value ? layer_.value_scale_offset_bytes : layer_.key_scale_offset_bytes) +
-        tile.kv_head * layer_.head_scale_stride_bytes;
-    int64_t block = (tile.token + first) / layer_.block_tokens;
-    int64_t slot = (tile.token + first) % layer_.block_tokens;
-    for (int32_t i = first; i < end; ++block, slot = 0) {
-      // As a number, since the address may be of a block that is gone.
-      const auto base = reinterpret_cast<uintptr_t>(tile_.chunk->blocks[block]);
-      auto at = base + static_cast<uintptr_t>(head + slot * layer_.token_stride_bytes);
-      const int64_t left = layer_.block_tokens - slot;
-      const int32_t run_end = left < end - i ? i + static_cast<int32_t>(left) : end;
-      if (quantised_) ScaleAddresses(base + static_cast<uintptr_t>(scales), slot, i, run_end, rows);
-      for (; i < run_end; ++i, at += static_cast<uintptr_t>(layer_.token_stride_bytes)) {
-        rows.numbers[i] = reinterpret_cast<const std::byte*>(at);
-      }
-    }
-    if (seen == kAllTokens) return;
-    for (uint32_t left = ~seen; left != 0; left &= left - 1) {
-      rows.numbers[__builtin_ctz(left)] = rows.numbers[first];
-      rows.scales[__builtin_ctz(left)] = rows.scales[first];
+    ForEachBlock(
+        tile.token, tile.seen, [&](uintptr_t block, int64_t slot, int32_t begin, int32_t end) {
+          auto at = block + static_cast<uintptr_t>(head + slot * layer_.token_stride_bytes);
+          for (int32_t i = begin; i < end; ++i) {
+            rows[i] = reinterpret_cast<const std::byte*>(at);
+            at += static_cast<uintptr_t>(layer_.token_stride_bytes);
+          }
+          if (quantised_ && !tile.value) FetchScales(tile.kv_head, block, slot, end - begin);
+        });
+    if (tile.seen == kAllTokens) return;
+    const int32_t first = __builtin_ctz(tile.seen);
+    for (uint32_t left = ~tile.seen; left != 0; left &= left - 1) {
+      rows[__builtin_ctz(left)] = rows[first];
     }
   }
 
-  // Of tokens [begin, end) of the tile, the first of which is the block's token `slot`.
-  void ScaleAddresses(uintptr_t scales, int64_t slot, int32_t begin, int32_t end,
-                      TokenRows& rows) const {
-    for (int32_t i = begin; i < end; ++i, ++slot) {
-      rows.scales[i] =
-          reinterpret_cast<const std::byte*>(scales + static_cast<uintptr_t>(slot * kScaleBytes));
+  // Of keys and of values, for the softmax between the two.
+  [[gnu::always_inline]] void FetchScales(int32_t kv_head, uintptr_t block, int64_t slot,
+                                          int32_t count) const {
+    for (const bool value : {false, true}) {
+      const auto* const at = reinterpret_cast<const std::byte*>(
+          block + static_cast<uintptr_t>(ScalesOf(kv_head, value) + slot * kScaleBytes));
+      for (int32_t i = 0; i < count * kScaleBytes; i += kLineBytes) {
+        __builtin_prefetch(at + i, 0, 2);
+      }
+    }
+  }
+
+  // Calls f(address of block, first slot, begin, end) for tokens [begin, end) of a tile that lie in
+  // one block, from the first one seen to the last.
+  template <typename F>
+  void ForEachBlock(int64_t token, uint32_t seen, const F& f) const {
+    const int32_t first = __builtin_ctz(seen);
+    const int32_t end = kTileTokens - __builtin_clz(seen);
+    int64_t block = (token + first) / layer_.block_tokens;
+    int64_t slot = (token + first) % layer_.block_tokens;
+    for (int32_t i = first; i < end; ++block, slot = 0) {
+      const int64_t left = layer_.block_tokens - slot;
+      const int32_t run_end = left < end - i ? i + static_cast<int32_t>(left) : end;
+      // As a number, since the address may be of a block that is gone.
+      f(reinterpret_cast<uintptr_t>(tile_.chunk->blocks[block]), slot, i, run_end);
+      i = run_end;
     }
   }
 
@@ -179,11 +209,11 @@ class TileReader {
   const int32_t bytes_;  // of a stored number
   float* const stage_;
   const int64_t stage_stride_;
-  TokenRows tables_[2] = {};
-  TokenRows* rows_ = &tables_[0];
+  const std::byte* tables_[2][kTileTokens] = {};
+  const std::byte** rows_ = tables_[0];
   TileRead next_;
-  TokenRows* next_rows_ = &tables_[1];  // rows_ where nothing of it is seen
-  int32_t next_bytes_ = 0;              // of each row
+  const std::byte** next_rows_ = tables_[1];  // rows_ where nothing of it is seen
+  int32_t next_bytes_ = 0;                    // of each row
 };
 
 }  // namespace larder::kernels

@@ -44,12 +44,12 @@ uint16_t ToHalf(float x) {
   return static_cast<uint16_t>(sign | ((bits - 0x38000000) >> 13));
 }
 
-// e4m3 to binary32, exact: as binary16, whose fields are wider and whose exponent is 8 more. 0x7f
-// is NaN. quantise.h's own may not be called here (variant.h, rule 1).
+// e4m3 to binary32, in units of kE4m3Unit: as binary16, whose fields are wider. 0x7f is NaN.
+// quantise.h's own may not be called here (variant.h, rule 1).
 float FromE4m3(uint8_t code) {
   const uint32_t magnitude = code & 0x7f;
   const uint32_t half = magnitude == 0x7f ? 0x7e00 : magnitude << 7;
-  return FromHalf(static_cast<uint16_t>((code & 0x80) << 8 | half)) * 256;
+  return FromHalf(static_cast<uint16_t>((code & 0x80) << 8 | half));
 }
 
 uint16_t ToBfloat(float x) {
@@ -64,7 +64,10 @@ struct Vec {
   using I = int32_t __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
   static constexpr int kValueVecs = 2;
-  static constexpr int DirectRows(DType) { return 4; }
+  // Codes are widened one by one.
+  static constexpr int DirectRows(DType dtype) {
+    return dtype == DType::kI8 || dtype == DType::kF8E4M3 ? 0 : 4;
+  }
 
   static F Zero() { return F{}; }
   static F Set(float x) { return F{x, x, x, x}; }
@@ -133,6 +136,14 @@ struct Vec {
         halves[i] = D == DType::kF16 ? ToHalf(x[i]) : ToBfloat(x[i]);
       }
       std::memcpy(to, halves, sizeof(halves));
+    }
+  }
+
+  static void LoadE4m3(const std::byte* from, F (&to)[2]) {
+    for (int half = 0; half < 2; ++half) {
+      F x = Zero();
+      for (int i = 0; i < kLanes; ++i) x[i] = FromE4m3(static_cast<uint8_t>(from[2 * i + half]));
+      to[half] = x;
     }
   }
 

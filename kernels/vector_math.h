@@ -5,9 +5,11 @@
 //   Add, Sub, Mul, Div, Max and Min (b where either is a NaN), Fma (a * b + c), Fnma (c - a * b)
 //   Round (to integers), Scale (x * 2^n for integral n), ZeroBelow (0 where x < bound, else y)
 //   SumOf, MaxOf (over the lanes, in a fixed order)
-//   LoadAs<DType> (kLanes numbers of storage; of one-byte storage kLanes codes)
+//   LoadAs<DType> (kLanes numbers of storage; of one-byte storage kLanes codes, those of
+//     e4m3 in units of kE4m3Unit)
 //   StoreAs<DType> (kLanes numbers to storage that is not quantised, rounded to nearest even)
 //   FirstBf16, LastBf16 (of 2 * kLanes bfloat16: the first four of every 8, and the last four)
+//   LoadE4m3 (of kValueVecs * kLanes codes: those at even places, then those at odd ones)
 //   SumsOf (of kLanes registers: lane i is the sum over the lanes of the i-th; every sum in the
 //     same order)
 // and V::kValueVecs, the registers of values to weigh at once, and V::DirectRows(DType): for up to
@@ -50,6 +52,9 @@ typename V::F Exp(typename V::F x) {
 template <DType D>
 inline constexpr int kBytes = BytesOf(D);
 
+// What loaded codes of e4m3 are counted in: they are read as float16, whose exponent is 8 more.
+inline constexpr float kE4m3Unit = 256;
+
 // The first `count` numbers of storage, zeros in the lanes beyond; reads nothing past them.
 template <typename V, DType D>
 typename V::F LoadSome(const std::byte* from, int32_t count) {
@@ -68,8 +73,17 @@ void StoreSome(std::byte* to, typename V::F x, int32_t count) {
   std::memcpy(to, whole, static_cast<size_t>(count) * kBytes<D>);
 }
 
-// The n-th of kOf vectors of storage. Two of bfloat16 are split, which takes an instruction a
-// vector where widening a half takes two.
+// Split order: every whole run of kSplitVecs vectors of such storage is loaded as the first
+// kSplitWidth of every 2 * kSplitWidth numbers and then the others, which takes fewer instructions
+// than their own order. What is left over after the last run is as it was.
+template <typename V, DType D>
+inline constexpr int kSplitVecs = D == DType::kBf16     ? 2
+                                  : D == DType::kF8E4M3 ? V::kValueVecs
+                                                        : 1;  // not split
+template <DType D>
+inline constexpr int kSplitWidth = D == DType::kBf16 ? 4 : 1;
+
+// The n-th of kOf vectors of storage; of bfloat16 pairs are split.
 template <typename V, DType D, int kOf>
 typename V::F LoadVec(const std::byte* from, int n) {
   static_assert(kOf == 1 || kOf % 2 == 0);
@@ -78,6 +92,17 @@ typename V::F LoadVec(const std::byte* from, int n) {
     return n % 2 == 0 ? V::FirstBf16(pair) : V::LastBf16(pair);
   } else {
     return V::template LoadAs<D>(from + n * V::kLanes * kBytes<D>);
+  }
+}
+
+// All N vectors of storage, split if they are whole runs.
+template <typename V, DType D, int N>
+[[gnu::always_inline]] inline void LoadVecs(const std::byte* from, typename V::F (&to)[N]) {
+  if constexpr (D == DType::kF8E4M3 && N == V::kValueVecs) {
+    V::LoadE4m3(from, to);
+  } else {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) to[n] = LoadVec<V, D, N>(from, n);
   }
 }
 
@@ -120,71 +145,76 @@ void StoreRow(DType dtype, const float* from, std::byte* to, int32_t count) {
   StoreRowAs<V, DType::kBf16>(from, to, count);
 }
 
-// Split order, which is what LoadVec makes of a row of bfloat16: of every whole run of 2 * kLanes
-// numbers first the first four of every 8, then the last four; what is left over as it was.
-template <typename V>
-int32_t SplitCount(int32_t count) {
-  return count / (2 * V::kLanes) * 2 * V::kLanes;
-}
-
-// `from` [count] to split order, and zeros up to a whole vector.
-template <typename V>
-void SplitRow(const float* from, float* to, int32_t count) {
-  const int32_t split = SplitCount<V>(count);
-  for (int32_t run = 0; run < split; run += 2 * V::kLanes) {
-    for (int32_t i = 0; i < V::kLanes; i += 4) {
-      std::memcpy(to + run + i, from + run + 2 * i, sizeof(float) * 4);
-      std::memcpy(to + run + V::kLanes + i, from + run + 2 * i + 4, sizeof(float) * 4);
+// `from` [count] to the split order of D, and zeros up to a whole vector.
+template <typename V, DType D>
+void SplitRowAs(const float* from, float* to, int32_t count) {
+  constexpr int kHalf = kSplitVecs<V, D> * V::kLanes / 2;
+  constexpr int kWidth = kSplitWidth<D>;
+  int32_t i = 0;
+  if (kSplitVecs < V, D >> 1) {
+    for (; i + 2 * kHalf <= count; i += 2 * kHalf) {
+      for (int n = 0; n < kHalf; n += kWidth) {
+        std::memcpy(to + i + n, from + i + 2 * n, sizeof(float) * kWidth);
+        std::memcpy(to + i + kHalf + n, from + i + 2 * n + kWidth, sizeof(float) * kWidth);
+      }
     }
   }
-  for (int32_t i = split; i < count; i += V::kLanes) {
-    V::Store(to + i, LoadFloats<V>(from + i, count - i));
-  }
+  for (; i < count; i += V::kLanes) V::Store(to + i, LoadFloats<V>(from + i, count - i));
+}
+template <typename V>
+void SplitRow(DType dtype, const float* from, float* to, int32_t count) {
+  if (dtype == DType::kBf16) return SplitRowAs<V, DType::kBf16>(from, to, count);
+  if (dtype == DType::kF8E4M3) return SplitRowAs<V, DType::kF8E4M3>(from, to, count);
+  SplitRowAs<V, DType::kF32>(from, to, count);
 }
 
 // SplitRow's inverse, without its zeros.
-template <typename V>
-void JoinRow(const float* from, float* to, int32_t count) {
-  const int32_t split = SplitCount<V>(count);
-  for (int32_t run = 0; run < split; run += 2 * V::kLanes) {
-    for (int32_t i = 0; i < V::kLanes; i += 4) {
-      std::memcpy(to + run + 2 * i, from + run + i, sizeof(float) * 4);
-      std::memcpy(to + run + 2 * i + 4, from + run + V::kLanes + i, sizeof(float) * 4);
+template <typename V, DType D>
+void JoinRowAs(const float* from, float* to, int32_t count) {
+  constexpr int kHalf = kSplitVecs<V, D> * V::kLanes / 2;
+  constexpr int kWidth = kSplitWidth<D>;
+  int32_t i = 0;
+  if (kSplitVecs < V, D >> 1) {
+    for (; i + 2 * kHalf <= count; i += 2 * kHalf) {
+      for (int n = 0; n < kHalf; n += kWidth) {
+        std::memcpy(to + i + 2 * n, from + i + n, sizeof(float) * kWidth);
+        std::memcpy(to + i + 2 * n + kWidth, from + i + kHalf + n, sizeof(float) * kWidth);
+      }
     }
   }
-  std::memcpy(to + split, from + split, sizeof(float) * static_cast<size_t>(count - split));
+  std::memcpy(to + i, from + i, sizeof(float) * static_cast<size_t>(count - i));
+}
+template <typename V>
+void JoinRow(DType dtype, const float* from, float* to, int32_t count) {
+  if (dtype == DType::kBf16) return JoinRowAs<V, DType::kBf16>(from, to, count);
+  if (dtype == DType::kF8E4M3) return JoinRowAs<V, DType::kF8E4M3>(from, to, count);
+  JoinRowAs<V, DType::kF32>(from, to, count);
 }
 
 template <typename V, DType D>
 void StageRowAs(bool split, const std::byte* from, float* to, int32_t count) {
+  constexpr int kVecs = kSplitVecs<V, D>;
   int32_t i = 0;
-  if (split) {
-    for (const int32_t end = SplitCount<V>(count); i < end; i += 2 * V::kLanes) {
-      V::Store(to + i, LoadVec<V, D, 2>(from + i * kBytes<D>, 0));
-      V::Store(to + i + V::kLanes, LoadVec<V, D, 2>(from + i * kBytes<D>, 1));
-    }
+  for (; split && i + kVecs * V::kLanes <= count; i += kVecs * V::kLanes) {
+    typename V::F numbers[kVecs];
+    LoadVecs<V, D>(from + i * kBytes<D>, numbers);
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) V::Store(to + i + n * V::kLanes, numbers[n]);
   }
   for (; i < count; i += V::kLanes) {
     V::Store(to + i, LoadSome<V, D>(from + i * kBytes<D>, count - i));
   }
 }
 
-// `count` numbers of storage as float32, split or as they are, and zeros up to a whole vector.
+// `count` numbers of storage as float32, in the order of their storage type or in their own, and
+// zeros up to a whole vector. Codes without their scale.
 template <typename V>
 void StageRow(DType dtype, bool split, const std::byte* from, float* to, int32_t count) {
   if (dtype == DType::kF32) return StageRowAs<V, DType::kF32>(split, from, to, count);
   if (dtype == DType::kF16) return StageRowAs<V, DType::kF16>(split, from, to, count);
-  StageRowAs<V, DType::kBf16>(split, from, to, count);
-}
-
-// The numbers of `count` codes as float32: each product is rounded once. Zeros up to a whole
-// vector, or NaN if the scale is.
-template <typename V, DType D>
-void StageCodes(const std::byte* from, float scale, float* to, int32_t count) {
-  const typename V::F factor = V::Set(scale);
-  for (int32_t i = 0; i < count; i += V::kLanes) {
-    V::Store(to + i, V::Mul(factor, LoadSome<V, D>(from + i, count - i)));
-  }
+  if (dtype == DType::kBf16) return StageRowAs<V, DType::kBf16>(split, from, to, count);
+  if (dtype == DType::kI8) return StageRowAs<V, DType::kI8>(split, from, to, count);
+  StageRowAs<V, DType::kF8E4M3>(split, from, to, count);
 }
 
 // rope.h's formula for one head: x [dim], cos_sin [2][dim / 2].

@@ -100,6 +100,9 @@ const Subject kSubjects[] = {
     {.dtype = DType::kI8, .kv_heads = 4, .group = 1, .dim = 80, .window = 270, .sinks = 5},
     {.dtype = DType::kI8, .kv_heads = 2, .group = 2, .window = 40, .sinks = 33, .rotate = true},
     {.dtype = DType::kF8E4M3, .kv_heads = 1, .group = 80, .dim = 48, .rope_dim = 16},
+    {.dtype = DType::kF8E4M3, .kv_heads = 1, .group = 7, .dim = 96},
+    {.dtype = DType::kF8E4M3, .kv_heads = 4, .group = 1, .dim = 80, .window = 100, .sinks = 40},
+    {.dtype = DType::kF8E4M3, .kv_heads = 2, .group = 2, .window = 40, .sinks = 33, .rotate = true},
 };
 
 class InvarianceTest : public IsaTest {
