@@ -195,7 +195,7 @@ absl::Status MeasureCodes(const std::string& name, kernels::DType dtype) {
                              static_cast<double>(plain.memory().size()),
                          Median(Ratios(prefill, plain_prefill))),
          Median(ratios),
-         {}},
+         {Goal::kAtMost, 1, ""}},
         ratios);
   return absl::OkStatus();
 }
