@@ -1,20 +1,31 @@
 #include "client/device_arena.h"
 
 #include "absl/strings/str_cat.h"
-#include "storage/arena_cuda.h"
 
 namespace larder {
 inline namespace client {
 
-absl::StatusOr<DeviceArena> DeviceArenaIn(const HandoverArenas& handover, uint32_t arena) {
-  if (arena < handover.why.size() && !handover.why[arena].ok()) return handover.why[arena];
-  const auto* const opened = arena < handover.arenas.size()
-                                 ? dynamic_cast<const CudaArena*>(handover.arenas[arena].get())
-                                 : nullptr;
-  if (opened == nullptr) {
+DeviceArenas::DeviceArenas(const std::vector<wire::HandoverArena>& arenas, uint64_t boot_id)
+    : boot_id_(boot_id) {
+  for (const wire::HandoverArena& arena : arenas) {
+    if (arena.kind == wire::kCudaIpc) descriptions_[arena.arena] = arena;
+  }
+}
+
+absl::StatusOr<DeviceArena> DeviceArenas::Open(uint32_t arena) {
+  const auto described = descriptions_.find(arena);
+  if (described == descriptions_.end()) {
     return absl::NotFoundError(absl::StrCat("arena ", arena, " is no device's memory"));
   }
-  return DeviceArena{opened->pointer(), opened->bytes(), FormatCudaUuid(opened->device().uuid())};
+  absl::MutexLock lock(&mu_);
+  auto known = opened_.find(arena);
+  if (known == opened_.end()) {
+    known = opened_.emplace(arena, CudaArena::Import(described->second, boot_id_)).first;
+  }
+  const Opened& opened = known->second;
+  if (!opened.ok()) return opened.status();
+  return DeviceArena{(*opened)->pointer(), (*opened)->bytes(),
+                     FormatCudaUuid((*opened)->device().uuid())};
 }
 
 }  // namespace client

@@ -18,7 +18,7 @@ absl::StatusOr<GroupMember> GroupMember::Join(const Group& group, const v1::Mode
   absl::StatusOr<HandoverArenas> handover =
       ConnectHandover(group.handover_socket, group.boot_id, group.session_id, timeout);
   if (!handover.ok()) return handover.status();
-  return GroupMember(*std::move(handover), model.block_bytes(), rank);
+  return GroupMember(*std::move(handover), group.boot_id, model.block_bytes(), rank);
 }
 
 absl::StatusOr<std::span<std::byte>> GroupMember::Part(const v1::Run& run, uint32_t index) const {

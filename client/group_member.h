@@ -14,13 +14,14 @@
 //
 // Invariants:
 //   1. A member holds arenas and makes no call: it sees no loss of the session, which the lead
-//      tells it of.
+//      tells it of. It must go then: memory of a device stays allocated as long as it has it open.
 //   2. Whatever the group holds goes to nobody else while this process lives, even when the lead
 //      dies: the daemon keeps a lost session's blocks until the last process of it is gone.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
@@ -57,16 +58,18 @@ class GroupMember {
   // A whole mapped arena; empty where it is not mapped or is a device's memory.
   std::span<std::byte> Arena(uint32_t arena) const;
   // This rank's GPU arena in a device's memory is arena `run.arena + rank`; offsets of a run count
-  // from its address. Errors as DeviceArenaIn.
-  absl::StatusOr<DeviceArena> Device(uint32_t arena) const {
-    return DeviceArenaIn(handover_, arena);
-  }
+  // from its address. Errors as DeviceArenas::Open.
+  absl::StatusOr<DeviceArena> Device(uint32_t arena) const { return devices_->Open(arena); }
 
  private:
-  GroupMember(HandoverArenas handover, uint64_t part_bytes, uint32_t rank)
-      : handover_(std::move(handover)), part_bytes_(part_bytes), rank_(rank) {}
+  GroupMember(HandoverArenas handover, uint64_t boot_id, uint64_t part_bytes, uint32_t rank)
+      : handover_(std::move(handover)),
+        devices_(std::make_unique<DeviceArenas>(handover_.descriptions, boot_id)),
+        part_bytes_(part_bytes),
+        rank_(rank) {}
 
   HandoverArenas handover_;
+  std::unique_ptr<DeviceArenas> devices_;
   uint64_t part_bytes_;
   uint32_t rank_;
 };

@@ -28,6 +28,7 @@ Request RequestOf(const SessionState& state, uint64_t lease_id) {
 
 Lease::Lease(std::shared_ptr<SessionState> state, const v1::Model& model)
     : state_(std::move(state)),
+      devices_(state_->devices()),
       model_id_(model.model_id()),
       block_bytes_(model.block_bytes()),
       shards_(Shards(model)),
@@ -35,6 +36,7 @@ Lease::Lease(std::shared_ptr<SessionState> state, const v1::Model& model)
 
 Lease::Lease(std::shared_ptr<SessionState> state, const Lease& forked_from, uint64_t id)
     : state_(std::move(state)),
+      devices_(forked_from.devices_),
       model_id_(forked_from.model_id_),
       block_bytes_(forked_from.block_bytes_),
       shards_(forked_from.shards_),
@@ -49,6 +51,7 @@ Lease& Lease::operator=(Lease&& other) noexcept {
   if (this == &other) return *this;
   Drop();
   state_ = std::move(other.state_);
+  devices_ = std::move(other.devices_);
   model_id_ = other.model_id_;
   block_bytes_ = other.block_bytes_;
   shards_ = other.shards_;
@@ -63,6 +66,7 @@ Lease& Lease::operator=(Lease&& other) noexcept {
 Lease::~Lease() { Drop(); }
 
 void Lease::Drop() {
+  devices_.reset();
   const std::shared_ptr<SessionState> state = std::exchange(state_, nullptr);
   if (state == nullptr || id_ == 0) return;  // 0: the lookup failed, nothing was granted
   state->ReleaseSoon(RequestOf<v1::ReleaseRequest>(*state, id_));
@@ -311,6 +315,7 @@ absl::Status Lease::Release(bool session_over) {
   const std::shared_ptr<SessionState> state = std::exchange(state_, nullptr);
   if (state == nullptr) return NotHeld();
   const uint64_t id = std::exchange(id_, 0);
+  devices_.reset();
   end_ = 0;
   places_.clear();
   if (id == 0) return absl::OkStatus();  // a lookup that failed: nothing was granted

@@ -122,6 +122,8 @@ class Lease {
   absl::StatusOr<v1::LeaseState> TakeState(absl::StatusOr<v1::LeaseState> answer);
 
   std::shared_ptr<SessionState> state_;  // null: nothing is held
+  // Open as long as somebody may read this lease's blocks, also when the session is lost.
+  std::shared_ptr<DeviceArenas> devices_;
   uint64_t model_id_ = 0;
   uint64_t block_bytes_ = 0;
   uint32_t shards_ = 1;

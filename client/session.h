@@ -9,6 +9,9 @@
 //   2. Memory that was handed out stays mapped until the Session and all its leases are
 //      destroyed. What was read from it before the loss is good: a lost session keeps its
 //      pins until this process is gone, and a dead daemon writes nothing.
+//   3. Memory of a device is closed, without a call, once the session is lost (or destroyed) and
+//      its last lease is gone: until then a kernel may read it, and as long as it is open the
+//      next daemon cannot have it.
 #pragma once
 
 #include <cstddef>
@@ -89,9 +92,10 @@ class Session {
   // A whole mapped arena; empty where it is not mapped or is a device's memory. For kernels, which
   // take a base and offsets (Lease::places).
   std::span<std::byte> Arena(uint32_t arena) const;
-  // The same of an arena in a device's memory. NOT_FOUND: it is none. UNAVAILABLE: the session is
-  // lost, and with its daemon the memory. Otherwise why it is not open here: no driver, another
-  // device. Read HOST then: Prefetch and Reserve with TIER_HOST.
+  // The same of an arena in a device's memory, opened by the first who asks; to be used while a
+  // lease is held (invariant 3). NOT_FOUND: it is none. UNAVAILABLE: the session is lost, and with
+  // its daemon the memory. Otherwise why it is not open here: no driver, another device. Read HOST
+  // then: Prefetch and Reserve with TIER_HOST.
   absl::StatusOr<DeviceArena> Device(uint32_t arena) const;
   // Whether blocks in GPU are beyond the CPU's reach: put them inline, get them by Download.
   bool HasDeviceArenas() const;

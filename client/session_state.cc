@@ -70,6 +70,10 @@ absl::Status SessionState::MapArenas() {
                                                                ": ", handover.status().message()));
   }
   handover_ = *std::move(handover);
+  auto devices = std::make_shared<DeviceArenas>(handover_.descriptions, boot_id_);
+  has_device_arenas_ = !devices->empty();
+  absl::MutexLock lock(&mutex_);
+  if (health_.ok()) devices_ = std::move(devices);
   return absl::OkStatus();
 }
 
@@ -78,14 +82,16 @@ std::span<std::byte> SessionState::ArenaBytes(uint32_t arena) const {
   return handover_.arenas[arena]->host_bytes();
 }
 
-absl::StatusOr<DeviceArena> SessionState::DeviceArenaOf(uint32_t arena) const {
-  if (absl::Status health = Health(); !health.ok()) return health;
-  return DeviceArenaIn(handover_, arena);
+std::shared_ptr<DeviceArenas> SessionState::devices() const {
+  absl::MutexLock lock(&mutex_);
+  return devices_;
 }
 
-bool SessionState::HasDeviceArenas() const {
-  return std::any_of(handover_.descriptions.begin(), handover_.descriptions.end(),
-                     [](const wire::HandoverArena& a) { return a.kind == wire::kCudaIpc; });
+absl::StatusOr<DeviceArena> SessionState::DeviceArenaOf(uint32_t arena) const {
+  const std::shared_ptr<DeviceArenas> open = devices();
+  if (absl::Status health = Health(); !health.ok()) return health;
+  if (open == nullptr) return absl::NotFoundError("this session was given no arenas");
+  return open->Open(arena);
 }
 
 void SessionState::ReadEvents() {
@@ -114,9 +120,11 @@ void SessionState::ReadEvents() {
 }
 
 void SessionState::Lose(absl::Status why) {
+  std::shared_ptr<DeviceArenas> closed;  // last and without the lock; or later, with a lease
   {
     absl::MutexLock lock(&mutex_);
     health_ = std::move(why);
+    closed = std::move(devices_);
   }
   lost_.Notify();
 }

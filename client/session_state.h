@@ -6,7 +6,8 @@
 // Invariants:
 //   1. Health goes from OK to an error once and stays there.
 //   2. One thread reads the stream; it is joined by Close, which only ~Session calls.
-//   3. The mappings live as long as this object.
+//   3. The mappings live as long as this object; what is open of devices' memory until the session
+//      is lost, and as long as one of its leases.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -56,7 +57,9 @@ class SessionState {
   // Empty where it is not mapped, or is a device's memory.
   std::span<std::byte> ArenaBytes(uint32_t arena) const;
   absl::StatusOr<DeviceArena> DeviceArenaOf(uint32_t arena) const;
-  bool HasDeviceArenas() const;
+  bool HasDeviceArenas() const { return has_device_arenas_; }
+  // For a lease to hold; null: the session is lost.
+  std::shared_ptr<DeviceArenas> devices() const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // A unary call of this session: not sent when the session is lost.
   template <typename Request, typename Response>
@@ -94,6 +97,7 @@ class SessionState {
   uint64_t boot_id_ = 0;
   std::string handover_socket_;
   HandoverArenas handover_;
+  bool has_device_arenas_ = false;
 
   // Self-synchronised.
   grpc::ClientContext context_;
@@ -105,6 +109,7 @@ class SessionState {
 
   mutable absl::Mutex mutex_;
   absl::Status health_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<DeviceArenas> devices_ ABSL_GUARDED_BY(mutex_);  // null: lost, or not mapped yet
 
   struct SentRelease {
     grpc::ClientContext context;

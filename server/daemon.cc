@@ -154,19 +154,22 @@ absl::Status Daemon::Impl::CreateArenas() {
   return absl::OkStatus();
 }
 
-// A GPU that is missing or broken costs its tier, not the daemon; one that is too small is a
-// setting to be changed.
+// A GPU that is missing, broken or full of others' memory costs its tier, not the daemon; one that
+// is too small is a setting to be changed.
 absl::Status Daemon::Impl::CreateGpuTier() {
   if (config_.gpu == GpuBackend::kNone) {
     Log(LogLevel::kInfo, "no GPU tier: none asked for, workers read HOST blocks in place");
     return absl::OkStatus();
   }
+  GpuTier::Options options;
+  options.patience = hooks_.gpu_patience;
+  options.on_lost = [this](const absl::Status& why) {
+    Log(LogLevel::kError, "gpu lost, its tier is given up until a restart",
+        {{"why", std::string(why.message())}});
+    link_.LoseGpu();
+  };
   absl::StatusOr<std::unique_ptr<GpuTier>> gpu =
-      GpuTier::Create(config_, *host_, [this](const absl::Status& why) {
-        Log(LogLevel::kError, "gpu lost, its tier is given up until a restart",
-            {{"why", std::string(why.message())}});
-        link_.LoseGpu();
-      });
+      GpuTier::Create(config_, *host_, std::move(options));
   if (gpu.ok()) {
     gpu_ = *std::move(gpu);
     return absl::OkStatus();
@@ -177,7 +180,7 @@ absl::Status Daemon::Impl::CreateGpuTier() {
     return Annotate(status, "gpu-bytes");
   }
   gpu_missing_ = std::string(status.message());
-  Log(LogLevel::kError, "no GPU tier: the device is missing or broken, running without",
+  Log(LogLevel::kError, "no GPU tier: the device is missing, broken or full, running without",
       {{"why", gpu_missing_}});
   return absl::OkStatus();
 }

@@ -14,6 +14,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/config.h"
 #include "storage/io_backend.h"
 
@@ -22,7 +23,9 @@ namespace larder {
 // What a test's daemon has between itself and the world; nothing in larderd.
 struct DaemonHooks {
   // Wraps the NVMe tier's file, as NvmeStore::Options::wrap_io.
-  std::function<std::unique_ptr<IoBackend>(std::unique_ptr<IoBackend>)> wrap_nvme_io;
+  std::function<std::unique_ptr<IoBackend>(std::unique_ptr<IoBackend>)> wrap_nvme_io = nullptr;
+  // GpuTier::Options::patience.
+  absl::Duration gpu_patience = absl::Seconds(10);
 };
 
 class Daemon {

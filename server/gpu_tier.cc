@@ -3,11 +3,15 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "server/log.h"
 #include "storage/copier_cuda.h"
 
 namespace larder {
 namespace {
+
+// How often memory that others hold is asked for again.
+constexpr absl::Duration kRetryPeriod = absl::Milliseconds(100);
 
 absl::StatusOr<std::shared_ptr<CudaDevice>> OpenDevice(const std::string& which) {
   CudaOr<std::shared_ptr<CudaDevice>> device = CudaDevice::Open(which);
@@ -17,13 +21,26 @@ absl::StatusOr<std::shared_ptr<CudaDevice>> OpenDevice(const std::string& which)
   return absl::IsInvalidArgument(status) ? absl::FailedPreconditionError(status.message()) : status;
 }
 
+absl::StatusOr<std::unique_ptr<CudaArena>> CreateArena(const std::shared_ptr<CudaDevice>& device,
+                                                       const Config& config, absl::Time deadline) {
+  for (bool told = false;; told = true) {
+    auto arena = CudaArena::Create(device, config.gpu_bytes, config.gpu_reserve);
+    if (!absl::IsAborted(arena.status()) || absl::Now() >= deadline) return arena;
+    if (!told) {
+      Log(LogLevel::kWarning, "gpu memory is held by other processes, waiting",
+          {{"why", std::string(arena.status().message())}});
+    }
+    absl::SleepFor(kRetryPeriod);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GpuTier>> GpuTier::Create(const Config& config, const Arena& host,
-                                                         LostFn on_lost) {
+                                                         Options options) {
   std::unique_ptr<GpuTier> tier(new GpuTier);
   const absl::Status status = config.gpu == GpuBackend::kCuda
-                                  ? tier->CreateCuda(config, host, std::move(on_lost))
+                                  ? tier->CreateCuda(config, host, std::move(options))
                                   : tier->CreateEmulated(config);
   if (!status.ok()) return status;
   return tier;
@@ -43,14 +60,15 @@ absl::Status GpuTier::CreateEmulated(const Config& config) {
   return absl::OkStatus();
 }
 
-absl::Status GpuTier::CreateCuda(const Config& config, const Arena& host, LostFn on_lost) {
+absl::Status GpuTier::CreateCuda(const Config& config, const Arena& host, Options options) {
   backend_ = "cuda";
-  CudaCopier::Options options;
-  options.on_lost = std::move(on_lost);
+  const absl::Time deadline = absl::Now() + options.patience;
+  CudaCopier::Options copier_options;
+  copier_options.on_lost = std::move(options.on_lost);
   for (const std::string& which : config.gpu_devices) {
     absl::StatusOr<std::shared_ptr<CudaDevice>> device = OpenDevice(which);
     if (!device.ok()) return device.status();
-    auto arena = CudaArena::Create(*device, config.gpu_bytes, config.gpu_reserve);
+    auto arena = CreateArena(*device, config, deadline);
     if (!arena.ok()) return arena.status();
     auto registration = std::make_unique<CudaRegistration>(*device, host);
     const bool registered = registration->status().ok();
@@ -61,9 +79,9 @@ absl::Status GpuTier::CreateCuda(const Config& config, const Arena& host, LostFn
          {"host", registered ? "registered" : std::string(registration->status().message())}});
     arenas_.push_back(*std::move(arena));
     registrations_.push_back(std::move(registration));
-    options.devices.push_back(*std::move(device));
+    copier_options.devices.push_back(*std::move(device));
   }
-  absl::StatusOr<std::unique_ptr<CudaCopier>> copier = CudaCopier::Start(std::move(options));
+  absl::StatusOr<std::unique_ptr<CudaCopier>> copier = CudaCopier::Start(std::move(copier_options));
   if (!copier.ok()) return copier.status();
   copier_ = *std::move(copier);
   return absl::OkStatus();

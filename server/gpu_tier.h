@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/config.h"
 #include "storage/arena.h"
 #include "storage/arena_cuda.h"
@@ -27,11 +28,18 @@ class GpuTier {
   // Called once, from any thread: a device failed, and nothing can be copied any more.
   using LostFn = std::function<void(const absl::Status& why)>;
 
-  // FAILED_PRECONDITION or UNAVAILABLE: there is no such device, or it does not work. The daemon
-  // goes on without this tier. RESOURCE_EXHAUSTED: it has not that much memory; then a setting
-  // must change.
+  struct Options {
+    LostFn on_lost;
+    // How long memory is waited for that other processes hold: workers of a daemon that was killed
+    // let go when they notice.
+    absl::Duration patience = absl::Seconds(10);
+  };
+
+  // FAILED_PRECONDITION or UNAVAILABLE: there is no such device, or it does not work; ABORTED: other
+  // processes hold its memory. The daemon goes on without this tier. RESOURCE_EXHAUSTED: it has not
+  // that much memory; then a setting must change.
   static absl::StatusOr<std::unique_ptr<GpuTier>> Create(const Config& config, const Arena& host,
-                                                         LostFn on_lost);
+                                                         Options options);
 
   const std::vector<std::unique_ptr<Arena>>& arenas() const { return arenas_; }
   uint64_t bytes() const { return arenas_.front()->bytes(); }  // of each
@@ -44,7 +52,7 @@ class GpuTier {
  private:
   GpuTier() = default;
   absl::Status CreateEmulated(const Config& config);
-  absl::Status CreateCuda(const Config& config, const Arena& host, LostFn on_lost);
+  absl::Status CreateCuda(const Config& config, const Arena& host, Options options);
 
   std::string backend_;
   std::vector<std::unique_ptr<Arena>> arenas_;

@@ -111,14 +111,19 @@ absl::StatusOr<std::unique_ptr<CudaArena>> CudaArena::Create(std::shared_ptr<Cud
   }
   const CudaOr<CudaDevice::Memory> memory = device->MemoryInfo();
   if (!memory.ok()) return FromCuda(memory.status);
-  const uint64_t free = memory.value.free_bytes;
-  if (free < reserve_bytes || bytes > free - reserve_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("bytes is ", bytes, ", but ", device->name(), " has ", free, " of ",
-                     memory.value.total_bytes, " free, of which ", reserve_bytes,
-                     " are left to the workers (gpu-reserve)"));
-  }
+  const auto [free, total] = memory.value;
+  const auto fits = [&](uint64_t room) {
+    return room >= reserve_bytes && bytes <= room - reserve_bytes;
+  };
+  const std::string what =
+      absl::StrCat("bytes is ", bytes, ", but ", device->name(), " has ", total, ", of which ",
+                   reserve_bytes, " are left to the workers (gpu-reserve)");
+  if (!fits(total)) return absl::ResourceExhaustedError(what);
+  const absl::Status held = absl::AbortedError(
+      absl::StrCat("memory held by other processes: ", free, " are free; ", what));
+  if (!fits(free)) return held;
   const CudaOr<CudaPointer> pointer = device->Allocate(bytes);
+  if (pointer.status.code == kCudaOutOfMemory) return held;
   if (!pointer.ok()) return FromCuda(pointer.status);
   const CudaOr<CudaIpcHandle> handle = device->Export(pointer.value);
   if (!handle.ok()) {

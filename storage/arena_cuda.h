@@ -3,7 +3,8 @@
 // One plain allocation, a multiple of 2 MiB, exported by one CUDA IPC handle. The rules of that:
 // the opener is another process than the exporter; one handle is opened once a process; the
 // memory must outlive those who opened it, so the daemon frees it only when it ends, and a handle
-// of a daemon that is gone is dead, which workers learn from the boot id.
+// of a daemon that is gone is dead, which workers learn from the boot id. What they have open then
+// stays allocated until they close it, however dead the daemon: the next one finds it taken.
 //
 // Thread safety: as Arena's; the functions are thread-safe.
 #pragma once
@@ -27,8 +28,9 @@ absl::Status FromCuda(const CudaStatus& status);
 
 class CudaArena final : public Arena {
  public:
-  // Takes `bytes` of the device. RESOURCE_EXHAUSTED, with what is free, when that would leave
-  // less than `reserve_bytes` to others. INVALID_ARGUMENT: no multiple of kCudaArenaGranule.
+  // Takes `bytes` of the device, leaving `reserve_bytes` or more to others. RESOURCE_EXHAUSTED: it
+  // has not that much. ABORTED: it has, but other processes hold it now. INVALID_ARGUMENT: no
+  // multiple of kCudaArenaGranule.
   static absl::StatusOr<std::unique_ptr<CudaArena>> Create(std::shared_ptr<CudaDevice> device,
                                                            uint64_t bytes, uint64_t reserve_bytes);
 

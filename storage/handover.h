@@ -95,10 +95,9 @@ class HandoverServer {
 
 // What a client got. Keep `connection` open as long as the session lives.
 struct HandoverArenas {
-  // By Run.arena; null: no such arena, or one of CUDA that cannot be opened here, and `why` tells.
-  // What is opened once stays so for all sessions of this process that got it, and as long.
+  // By Run.arena; null: no such arena, or none that is mapped. A device's memory is opened by its
+  // description, by whoever runs kernels (CudaArena::Import): it takes a context.
   std::vector<std::unique_ptr<Arena>> arenas;
-  std::vector<absl::Status> why;                  // by Run.arena, as long as `arenas`
   std::vector<wire::HandoverArena> descriptions;  // as sent
   UniqueFd connection;
 };

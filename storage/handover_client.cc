@@ -9,7 +9,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "storage/arena_cuda.h"
 #include "storage/errno_status.h"
 #include "storage/handover.h"
 #include "storage/handover_socket.h"
@@ -116,31 +115,16 @@ absl::Status StatusOfReply(const wire::HandoverReply& reply, uint64_t session_id
   }
 }
 
-// A device that is not here, or no driver: the session goes on without that arena, and `why` says
-// so. A descriptor that cannot be mapped is a failure of the hand-over.
-absl::Status MapOne(const wire::HandoverArena& description, uint64_t boot_id,
-                    std::span<UniqueFd>& fds, std::unique_ptr<Arena>& arena, absl::Status& why) {
-  if (description.kind == wire::kCudaIpc) {
-    auto opened = CudaArena::Import(description, boot_id);
-    why = opened.status();
-    if (opened.ok()) arena = *std::move(opened);
-    return absl::OkStatus();
-  }
-  if (description.kind != wire::kMemfd) {
-    why = absl::UnimplementedError(
-        absl::StrCat("hand-over: kind is ", description.kind, ", known are 0 and 1"));
-    return absl::OkStatus();
-  }
+absl::StatusOr<std::unique_ptr<Arena>> MapNext(std::span<UniqueFd>& fds, uint64_t bytes) {
   if (fds.empty()) {
     return absl::InternalError("hand-over: descriptors and arenas do not match");
   }
-  auto mapped = Arena::Map(fds.front().Release(), description.bytes);
+  UniqueFd& fd = fds.front();
   fds = fds.subspan(1);
-  if (mapped.ok()) arena = *std::move(mapped);
-  return mapped.status();
+  return Arena::Map(fd.Release(), bytes);
 }
 
-absl::StatusOr<HandoverArenas> MapAll(Answer answer, uint64_t boot_id, UniqueFd connection) {
+absl::StatusOr<HandoverArenas> MapAll(Answer answer, UniqueFd connection) {
   HandoverArenas out;
   std::span<UniqueFd> fds(answer.fds);
   for (uint32_t i = 0; i < answer.reply.arena_count; ++i) {
@@ -150,16 +134,17 @@ absl::StatusOr<HandoverArenas> MapAll(Answer answer, uint64_t boot_id, UniqueFd 
       return absl::InternalError(absl::StrCat("hand-over: arena is ", number, ", must be below ",
                                               wire::kHandoverArenasMax));
     }
-    out.descriptions.push_back(description);
-    if (out.arenas.size() <= number) {
-      out.arenas.resize(number + 1);
-      out.why.resize(number + 1);
-    }
-    if (out.arenas[number] != nullptr || !out.why[number].ok()) {
+    const bool twice = std::any_of(out.descriptions.begin(), out.descriptions.end(),
+                                   [&](const auto& other) { return other.arena == number; });
+    if (twice) {
       return absl::InternalError(absl::StrCat("hand-over: arena ", number, " is there twice"));
     }
-    absl::Status mapped = MapOne(description, boot_id, fds, out.arenas[number], out.why[number]);
-    if (!mapped.ok()) return mapped;
+    out.descriptions.push_back(description);
+    if (out.arenas.size() <= number) out.arenas.resize(number + 1);
+    if (description.kind != wire::kMemfd) continue;  // has no descriptor
+    auto mapped = MapNext(fds, description.bytes);
+    if (!mapped.ok()) return mapped.status();
+    out.arenas[number] = *std::move(mapped);
   }
   out.connection = std::move(connection);
   return out;
@@ -182,7 +167,7 @@ absl::StatusOr<HandoverArenas> ConnectHandover(const std::string& path, uint64_t
   auto answer = Receive(connection->get(), path, deadline);
   if (!answer.ok()) return answer.status();
   if (auto status = StatusOfReply(answer->reply, session_id); !status.ok()) return status;
-  return MapAll(*std::move(answer), boot_id, *std::move(connection));
+  return MapAll(*std::move(answer), *std::move(connection));
 }
 
 }  // namespace larder

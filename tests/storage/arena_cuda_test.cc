@@ -49,7 +49,7 @@ TEST_F(ArenaCudaTest, RefusesWhatDoesNotFit) {
   const auto device = OpenDevice();
   const absl::Status too_large = CudaArena::Create(device, 50 * kMiB, 16 * kMiB).status();
   EXPECT_TRUE(absl::IsResourceExhausted(too_large)) << too_large;
-  for (const char* part : {"52428800", "67108864 of 67108864 free", "16777216", "Fake 0"}) {
+  for (const char* part : {"52428800", "has 67108864", "16777216", "Fake 0"}) {
     EXPECT_TRUE(absl::StrContains(too_large.message(), part)) << too_large;
   }
   EXPECT_TRUE(absl::IsResourceExhausted(CudaArena::Create(device, 2 * kMiB, 65 * kMiB).status()));
@@ -58,6 +58,24 @@ TEST_F(ArenaCudaTest, RefusesWhatDoesNotFit) {
   FakeCudaSet("cuIpcGetMemHandle=801");  // as where IPC is not supported
   EXPECT_TRUE(absl::IsUnavailable(CudaArena::Create(device, 2 * kMiB, 0).status()));
   EXPECT_EQ(FakeCudaCount().allocations, 0);
+}
+
+TEST_F(ArenaCudaTest, TellsMemoryThatOthersHoldFromTooLittle) {
+  FakeCudaSet("bytes=67108864");
+  const auto device = OpenDevice();
+  const CudaPointer others = device->Allocate(20 * kMiB).value;
+  const absl::Status held = CudaArena::Create(device, 48 * kMiB, 0).status();
+  EXPECT_TRUE(absl::IsAborted(held)) << held;
+  for (const char* part : {"held by other processes", "46137344 are free", "50331648"}) {
+    EXPECT_TRUE(absl::StrContains(held.message(), part)) << held;
+  }
+  EXPECT_TRUE(absl::IsAborted(CudaArena::Create(device, 2 * kMiB, 48 * kMiB).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(CudaArena::Create(device, 66 * kMiB, 0).status()));
+  FakeCudaSet("cuMemAlloc=2");  // taken since it was asked for
+  EXPECT_TRUE(absl::IsAborted(CudaArena::Create(device, 2 * kMiB, 0).status()));
+  FakeCudaSet("cuMemAlloc=0");
+  device->Free(others);
+  EXPECT_TRUE(CudaArena::Create(device, 48 * kMiB, 0).ok());
 }
 
 TEST_F(ArenaCudaTest, HostMemoryIsRegisteredForAsLong) {
@@ -107,21 +125,24 @@ class CudaHandover : public ArenaCudaTest {
 
 TEST(CudaHandoverChild, DISABLED_OpensAndReads) {
   for (int session = 0; session < 3; ++session) {
-    auto first = ConnectHandover(ChildParameter("SOCKET"), kBoot, 1);
-    auto second = ConnectHandover(ChildParameter("SOCKET"), kBoot, 2);
-    ASSERT_TRUE(first.ok() && second.ok());
-    ASSERT_TRUE(first->why[0].ok()) << first->why[0];
-    const auto& arena = dynamic_cast<CudaArena&>(*first->arenas[0]);
-    EXPECT_EQ(arena.bytes(), 4 * kMiB);
-    EXPECT_EQ(arena.base(), second->arenas[0]->base());  // opened once
+    auto got = ConnectHandover(ChildParameter("SOCKET"), kBoot, 1);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_EQ(got->arenas[0], nullptr);
+    EXPECT_EQ(FakeCudaCount().contexts, 0);  // nobody has asked for it
+    const wire::HandoverArena& description = got->descriptions[0];
+    auto first = CudaArena::Import(description, kBoot);
+    auto second = CudaArena::Import(description, kBoot);
+    ASSERT_TRUE(first.ok() && second.ok()) << first.status() << second.status();
+    EXPECT_EQ((*first)->bytes(), 4 * kMiB);
+    EXPECT_EQ((*first)->base(), (*second)->base());  // opened once
     EXPECT_EQ(FakeCudaCount().imports, 1);
-    first->arenas.erase(first->arenas.begin());
+    first->reset();
     EXPECT_EQ(FakeCudaCount().imports, 1);
-    const auto& other = dynamic_cast<CudaArena&>(*second->arenas[0]);
-    EXPECT_TRUE(IsFilled(
-        ReadDevice(OpenDevice(FormatCudaUuid(other.device().uuid())), other.pointer(), kMiB), 1));
+    EXPECT_TRUE(IsFilled(ReadDevice(OpenDevice(FormatCudaUuid((*second)->device().uuid())),
+                                    (*second)->pointer(), kMiB),
+                         1));
     // The same handle of another boot is another daemon's.
-    EXPECT_TRUE(CudaArena::Import(second->descriptions[0], kBoot + 1).ok());
+    EXPECT_TRUE(CudaArena::Import(description, kBoot + 1).ok());
   }
   EXPECT_EQ(FakeCudaCount().imports, 0);
   EXPECT_EQ(FakeCudaCount().contexts, 0);
@@ -131,11 +152,9 @@ TEST(CudaHandoverChild, DISABLED_OpensAndReads) {
 TEST(CudaHandoverChild, DISABLED_GoesWithout) {
   auto got = ConnectHandover(ChildParameter("SOCKET"), kBoot, 1);
   ASSERT_TRUE(got.ok()) << got.status();
-  EXPECT_EQ(got->arenas[0], nullptr);
   ASSERT_NE(got->arenas[1], nullptr);
-  EXPECT_TRUE(got->why[1].ok());
   EXPECT_EQ(got->arenas[1]->base()[0], std::byte{42});
-  Say(std::string(got->why[0].ToString()));
+  Say(std::string(CudaArena::Import(got->descriptions[0], kBoot).status().ToString()));
 }
 
 TEST_F(CudaHandover, TwoWorkersOpenItOnceEach) {
@@ -162,10 +181,8 @@ TEST_F(CudaHandover, AWorkerWithoutADeviceStillHasHost) {
     EXPECT_TRUE(worker->Join());
   }
   // In the exporter's own process, too: CUDA cannot open it there.
-  auto got = ConnectHandover(folder_.path() + "/socket", kBoot, 1);
-  ASSERT_TRUE(got.ok());
-  EXPECT_EQ(got->arenas[0], nullptr);
-  EXPECT_TRUE(absl::IsUnavailable(got->why[0])) << got->why[0];
+  const absl::Status own = CudaArena::Import(gpu_->Description(), kBoot).status();
+  EXPECT_TRUE(absl::IsUnavailable(own)) << own;
 }
 
 }  // namespace

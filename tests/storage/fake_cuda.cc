@@ -1,7 +1,9 @@
 #include "tests/storage/fake_cuda.h"
 
 #include <fcntl.h>
+#include <glob.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -75,6 +77,32 @@ struct Memory {
   std::string handle;  // of an opened one
 };
 
+// As the kernel names the descriptors that have it; memory of a `machine` is found by it.
+std::string NameOf(long machine, int device) {
+  return "fake-cuda-" + std::to_string(machine) + "-" + std::to_string(device);
+}
+
+// What any process has open of it, each once: its owner, who opened a handle, or both.
+size_t HeldBy(long machine, int device) {
+  const std::string wanted = "/memfd:" + NameOf(machine, device) + " (deleted)";
+  std::map<ino_t, size_t> held;
+  glob_t found = {};
+  if (::glob("/proc/[0-9]*/fd/*", GLOB_NOSORT, nullptr, &found) == 0) {
+    for (size_t i = 0; i < found.gl_pathc; ++i) {
+      char target[64] = "";
+      struct stat file = {};
+      if (::readlink(found.gl_pathv[i], target, sizeof(target) - 1) > 0 && wanted == target &&
+          ::stat(found.gl_pathv[i], &file) == 0) {
+        held[file.st_ino] = static_cast<size_t>(file.st_size);
+      }
+    }
+  }
+  ::globfree(&found);
+  size_t bytes = 0;
+  for (const auto& [inode, size] : held) bytes += size;
+  return bytes;
+}
+
 struct Stream {
   int device = 0;
   std::deque<std::function<void()>> work;
@@ -120,7 +148,7 @@ class Fake {
     memories.clear();
     registered.clear();
     streams = events = 0;
-    asked = copies = pageable_copies = 0;
+    memory_queries = asked = copies = pageable_copies = 0;
     changed.notify_all();
   }
   void Parse(const std::string& text) {
@@ -159,7 +187,9 @@ class Fake {
     --it;
     return host + bytes <= it->first + it->second;
   }
+  // Bytes of the device that are taken: of this process, or of all on its `machine`.
   size_t Used(int device) const {
+    if (const long machine = Get("machine", 0); machine != 0) return HeldBy(machine, device);
     size_t used = 0;
     for (const auto& [at, memory] : memories) {
       if (memory->device == device && memory->opened == 0) used += memory->bytes;
@@ -183,6 +213,7 @@ class Fake {
   std::set<const void*> handles;
   uint64_t generation = 0;  // of resets: what a stream had queued before one is not done any more
   int copying = 0;
+  long memory_queries = 0;
   long asked = 0;
   long copies = 0;
   long pageable_copies = 0;
@@ -277,6 +308,7 @@ FakeCudaCounts FakeCudaCount() {
   counts.registrations = static_cast<int>(fake.registered.size());
   counts.streams = fake.streams;
   counts.events = fake.events;
+  counts.memory_queries = fake.memory_queries;
   counts.asked = fake.asked;
   counts.copies = fake.copies;
   counts.pageable_copies = fake.pageable_copies;
@@ -381,6 +413,7 @@ int cuCtxPopCurrent_v2(CUctx_st** context) {
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
   Call call("cuMemGetInfo");
   if (call.code != 0) return call.code;
+  ++call.fake.memory_queries;
   *total = static_cast<size_t>(call.fake.Get("bytes", 1 << 30));
   *free = *total - call.fake.Used(call.device());
   return kOk;
@@ -392,7 +425,8 @@ int cuMemAlloc_v2(Pointer* pointer, size_t bytes) {
   if (bytes == 0) return kInvalidValue;
   const auto total = static_cast<size_t>(call.fake.Get("bytes", 1 << 30));
   if (bytes > total - call.fake.Used(call.device())) return kOutOfMemory;
-  const int fd = ::memfd_create("fake-cuda", MFD_CLOEXEC);
+  const std::string name = NameOf(call.fake.Get("machine", 0), call.device());
+  const int fd = ::memfd_create(name.c_str(), MFD_CLOEXEC);
   if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) return kOutOfMemory;
   auto memory = std::make_shared<Memory>(fd, bytes, call.device());
   std::memset(memory->host, 0xff, bytes);

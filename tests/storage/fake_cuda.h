@@ -7,7 +7,8 @@
 //   - a device address is no address of the host: touching it is SIGSEGV
 //   - memory is NaN until it is written
 //   - memory travels to other processes by handle, and only to others; what it maps is at another
-//     address there; a handle of a process that is gone opens nothing
+//     address there; a handle of a process that is gone opens nothing; what is open stays
+//     allocated until it is closed, however dead the process that allocated it
 //   - a stream is a thread: copies are asynchronous, and between streams in no order
 //   - an error of a copy stays: every later call of that context fails
 //   - what is not in an allocation, freed, or without a current context, is refused
@@ -19,7 +20,8 @@
 // A function's name and a number: it fails with that number from now on (0: no more). `copy` is the
 // execution of a copy, whose failure is sticky; `hold=1` makes streams stand still. With
 // `touchable=1` a device address is one of the host after all: for kernels of the emulated GPU
-// (tests/gpu/emulation), which the CPU runs.
+// (tests/gpu/emulation), which the CPU runs. Processes with the same `machine`, not 0, share the
+// memory of its devices, so that one finds taken what others hold; otherwise each has its own.
 //
 // Thread safety: thread-safe.
 #pragma once
@@ -33,6 +35,7 @@ struct FakeCudaCounts {
   int registrations;  // of host memory
   int streams;
   int events;
+  long memory_queries;   // of how much is free
   long asked;            // copies that were handed to a stream
   long copies;           // done
   long pageable_copies;  // of these from or to host memory that is not registered
