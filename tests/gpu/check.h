@@ -3,6 +3,7 @@
 //
 //   PROGRAM [--seed=N] [CASE...]    each case for its seeds, or for that one; exit status 1 when
 //                                   any failed. A failure prints the seed and the case's literal
+//   PROGRAM --list                  the names of its cases
 //
 // Thread safety: none.
 #pragma once
@@ -74,6 +75,9 @@ inline int RunCases(int argc, char** argv, std::span<const Case> cases) {
   for (int i = 1; i < argc; ++i) {
     if (std::strncmp(argv[i], "--seed=", 7) == 0) {
       only_seed = static_cast<uint32_t>(std::strtoul(argv[i] + 7, nullptr, 10));
+    } else if (std::strcmp(argv[i], "--list") == 0) {
+      for (const Case& c : cases) std::printf("%s\n", c.name);
+      return 0;
     } else {
       names.emplace_back(argv[i]);
     }
