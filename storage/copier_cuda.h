@@ -1,7 +1,7 @@
 // CudaCopier: the Copier of CUDA arenas, one copy engine a rank.
 //
-// Three batches of 4 MiB each way: two with the device, so that it never waits for us, and one
-// that follows before we have told who was done. What somebody waits for is therefore never behind
+// Three batches of 4 MiB each way, all with the device: while one's end is seen and told, and the
+// next one handed over, it has two to go on with. What somebody waits for is therefore never behind
 // more than 12 MiB that nobody waits for, 0.2 ms at 55 GB/s.
 //
 // Thread safety: see copier.h.

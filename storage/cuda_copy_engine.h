@@ -2,8 +2,10 @@
 //
 //   to device   queued [batch][batch]  ->  stream 0 [batch]    one batch a stream, so that what is
 //                                      ->  stream 1 [batch]    queued starts in the order in which
-//   to host     queued [batch]         ->  stream 2 [batch]    it came, and the next one is with
-//                                      ->  stream 3 [batch]    the device while one is copied
+//                                      ->  stream 2 [batch]    it came, and the next ones are with
+//   to host     queued [batch]         ->  stream 3 [batch]    the device while one is copied and
+//                                      ->  stream 4 [batch]    until its end is seen
+//                                      ->  stream 5 [batch]
 //
 // One thread issues copies and asks for their ends. Asking, because the driver calls no host
 // function after an error, and a thread that waits in the driver can neither time out nor be
@@ -21,6 +23,8 @@
 //   4. A device that does nothing for stall_limit is lost as well. Batches to it fail; batches to
 //      host that are with the device already do not end before Stop, since it may write their
 //      memory yet.
+//   5. After an error the driver answers for every batch as if it had ended. Those to host that are
+//      with the device fail only a second later: until then a copy may not have been stopped.
 #pragma once
 
 #include <array>
@@ -51,7 +55,8 @@ class CudaCopyEngine {
   using DoneFn = std::function<void(const CudaStatus&)>;
 
   struct Options {
-    // Of 8 MiB a stream a device with PCIe 3 needs 0.7 ms.
+    int streams_each_way = 3;
+    // A device with PCIe 3 needs 1 ms for 12 MiB.
     std::chrono::milliseconds stall_limit{10000};
     DoneFn on_lost = [](const CudaStatus&) {};
   };
@@ -66,7 +71,7 @@ class CudaCopyEngine {
   // Queues a batch. Its memory belongs to the engine until DoneFn is called.
   void Copy(Direction direction, Batch batch, DoneFn done);
 
-  // Batches that are queued fail, those with the device are waited for, at most stall_limit.
+  // Batches that are queued fail, those with the device are waited for, stall_limit at most.
   // Then they fail too, and the device is abandoned. Does not wait; no batch may follow.
   void Stop();
 
@@ -110,9 +115,10 @@ class CudaCopyEngine {
   const Options options_;
 
   // The thread's own.
-  std::array<Lane, 4> lanes_;
+  std::vector<Lane> lanes_;
   CudaStatus lost_;
-  Clock::time_point progress_;  // when a batch last began on an idle device, or ended
+  // When a batch last began on an idle device or ended, or the device was lost.
+  Clock::time_point progress_;
 
   std::mutex mu_;
   std::condition_variable changed_;

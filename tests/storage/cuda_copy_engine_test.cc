@@ -2,6 +2,8 @@
 
 #include "storage/cuda_copy_engine.h"
 
+#include <sys/prctl.h>
+
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -128,6 +130,26 @@ TEST_F(CudaCopyEngineTest, AnErrorStays) {
   EXPECT_EQ(lost_calls_, 1);
 }
 
+// Three batches each way are with the device, and a sleep between two looks is not made twice as
+// long by the kernel's standard slack.
+TEST_F(CudaCopyEngineTest, KeepsTheDeviceBusy) {
+  Start();
+  FakeCudaSet("hold=1");
+  std::vector<CopyWaiter> waiters(10);
+  for (size_t i = 0; i < waiters.size(); ++i) {
+    engine_->Copy(i % 2 == 0 ? Engine::kToDevice : Engine::kToHost,
+                  {{memory_ + i * 4096, host_.data() + i * 4096, 4096}}, waiters[i].done());
+  }
+  while (FakeCudaCount().asked < 6) std::this_thread::yield();
+  FakeCudaSet("hold=0");
+  for (CopyWaiter& waiter : waiters) EXPECT_TRUE(waiter.Wait().ok());
+  std::atomic<int> slack_ns = 0;
+  engine_->Copy(Engine::kToDevice, {{memory_, host_.data(), 4096}},
+                [&](const CudaStatus&) { slack_ns = ::prctl(PR_GET_TIMERSLACK); });
+  while (slack_ns == 0) std::this_thread::yield();
+  EXPECT_EQ(slack_ns, 1000);
+}
+
 TEST_F(CudaCopyEngineTest, AllUnderWayFailWithIt) {
   Start();
   FakeCudaSet("hold=1");
@@ -139,6 +161,25 @@ TEST_F(CudaCopyEngineTest, AllUnderWayFailWithIt) {
   FakeCudaSet("copy=719 hold=0");
   for (CopyWaiter& waiter : waiters) EXPECT_EQ(waiter.Wait().code, 719);
   EXPECT_EQ(lost_calls_, 1);
+}
+
+// The context's error is the answer to every question, also while a copy to host is under way.
+TEST_F(CudaCopyEngineTest, ACopyToHostOutlivesAnothersError) {
+  Start();
+  FakeCudaSet("hold=1");
+  CopyWaiter down;
+  CopyWaiter up;
+  CopyWaiter late;
+  engine_->Copy(Engine::kToHost, {{memory_, host_.data(), 4096}}, down.done());
+  engine_->Copy(Engine::kToDevice, {{memory_ + 4096, host_.data() + 4096, 4096}}, up.done());
+  while (FakeCudaCount().asked < 2) std::this_thread::yield();
+  FakeCudaSet("cuEventQuery=719");
+  EXPECT_EQ(up.Wait().code, 719);
+  engine_->Copy(Engine::kToHost, {{memory_, host_.data() + 8192, 4096}}, late.done());
+  EXPECT_EQ(late.Wait().code, 719);
+  EXPECT_FALSE(down.finished());
+  FakeCudaSet("cuEventQuery=0 hold=0");
+  EXPECT_TRUE(down.Wait().ok());
 }
 
 TEST_F(CudaCopyEngineTest, ACopyOutsideOfTheMemoryIsRefused) {
