@@ -315,9 +315,7 @@ absl::Status Daemon::Impl::StartRpc() {
   } else if (gpu_ != nullptr) {
     context_->read_gpu = [this](uint32_t rank, uint64_t offset, std::span<std::byte> to,
                                 Copier::DoneFn done) {
-      gpu_->copier()->Copy(Copier::Direction::kToHost,
-                           {{rank, gpu_->arenas()[rank]->base() + offset, to.data(), to.size()}},
-                           std::move(done));
+      gpu_->reader()->Read(rank, gpu_->arenas()[rank]->base() + offset, to, std::move(done));
     };
   }
   context_->describe_tiers = [this] { return DescribeTiers(); };
@@ -406,6 +404,7 @@ Daemon::Impl::~Impl() {
   cleaner_.reset();
   metrics_server_.reset();
   rpc_.reset();
+  if (gpu_ != nullptr && handover_ != nullptr && handover_->AnyHolder()) gpu_->LeaveToProcessEnd();
   handover_.reset();
   link_.Disconnect();
 }

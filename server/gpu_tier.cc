@@ -70,21 +70,28 @@ absl::Status GpuTier::CreateCuda(const Config& config, const Arena& host, Option
     if (!device.ok()) return device.status();
     auto arena = CreateArena(*device, config, deadline);
     if (!arena.ok()) return arena.status();
-    auto registration = std::make_unique<CudaRegistration>(*device, host);
-    const bool registered = registration->status().ok();
+    if (registration_ == nullptr) registration_ = std::make_unique<CudaRegistration>(*device, host);
+    const bool registered = registration_->status().ok();
     Log(registered ? LogLevel::kInfo : LogLevel::kWarning,
         registered ? "gpu opened" : "gpu opened; HOST is not registered with it, copies are slower",
         {{"device", (*device)->name()},
          {"bytes", (*arena)->bytes()},
-         {"host", registered ? "registered" : std::string(registration->status().message())}});
+         {"host", registered ? "registered" : std::string(registration_->status().message())}});
     arenas_.push_back(*std::move(arena));
-    registrations_.push_back(std::move(registration));
-    copier_options.devices.push_back(*std::move(device));
+    devices_.push_back(*std::move(device));
   }
+  copier_options.devices = devices_;
   absl::StatusOr<std::unique_ptr<CudaCopier>> copier = CudaCopier::Start(std::move(copier_options));
   if (!copier.ok()) return copier.status();
   copier_ = *std::move(copier);
+  absl::StatusOr<std::unique_ptr<GpuReader>> reader = GpuReader::Create(*copier_, devices_[0]);
+  if (!reader.ok()) return reader.status();
+  reader_ = *std::move(reader);
   return absl::OkStatus();
+}
+
+void GpuTier::LeaveToProcessEnd() {
+  for (const std::shared_ptr<CudaDevice>& device : devices_) device->Abandon();
 }
 
 absl::Status GpuTier::health() const {

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/config.h"
+#include "server/gpu_reader.h"
 #include "storage/arena.h"
 #include "storage/arena_cuda.h"
 #include "storage/copier.h"
@@ -46,8 +47,14 @@ class GpuTier {
 
   // Null: the arenas are shared memory, which everybody can copy.
   Copier* copier() const { return copier_.get(); }
+  // Reads what the copier reaches, in pieces of 1 MiB; there where that is.
+  GpuReader* reader() const { return reader_.get(); }
   const std::string& backend() const { return backend_; }  // "emulated" or "cuda"
   absl::Status health() const;                             // OK, or why the device is lost
+
+  // Frees nothing, ever: CUDA does not say what becomes of memory that others have open when its
+  // owner frees it. The end of the process is defined (CudaDevice::Abandon).
+  void LeaveToProcessEnd();
 
  private:
   GpuTier() = default;
@@ -56,8 +63,11 @@ class GpuTier {
 
   std::string backend_;
   std::vector<std::unique_ptr<Arena>> arenas_;
-  std::vector<std::unique_ptr<CudaRegistration>> registrations_;  // of HOST, with each device
-  std::unique_ptr<Copier> copier_;                                // last: it uses all of the above
+  std::vector<std::shared_ptr<CudaDevice>> devices_;  // by rank
+  std::unique_ptr<CudaRegistration> registration_;    // of HOST, for all devices
+  // Last, and in this order: the copier's threads call the reader, and use all of the above.
+  std::unique_ptr<GpuReader> reader_;
+  std::unique_ptr<Copier> copier_;
 };
 
 }  // namespace larder

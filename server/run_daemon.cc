@@ -9,6 +9,7 @@
 
 #include "server/daemon.h"
 #include "server/log.h"
+#include "storage/cuda_device.h"
 
 namespace larder {
 namespace {
@@ -63,6 +64,7 @@ int RunDaemon(const Config& config, DaemonHooks hooks) {
   (*daemon)->Drain();
   daemon->reset();
   Log(LogLevel::kInfo, "stopped");
+  if (CudaDevice::AnyAbandoned()) _exit(0);
   return 0;
 }
 

@@ -10,9 +10,19 @@ constexpr unsigned kPortable = 0x01;
 // Of CU_IPC_MEM_*: the only flag there is, and required.
 constexpr unsigned kLazyPeerAccess = 0x1;
 
+std::atomic<bool> any_abandoned = false;
+
 bool IsOrdinal(const std::string& text) {
   return !text.empty() && text.size() <= 4 &&
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+// What is left of "GPU-6C8F2B1E-..." or "MIG-6c8f2b1e-..." when names of the same device are equal.
+std::string Digits(const std::string& text) {
+  std::string digits = text.substr(text.starts_with("GPU-") || text.starts_with("MIG-") ? 4 : 0);
+  std::transform(digits.begin(), digits.end(), digits.begin(),
+                 [](char c) { return c >= 'A' && c <= 'F' ? static_cast<char>(c - 'A' + 'a') : c; });
+  return digits;
 }
 
 }  // namespace
@@ -52,7 +62,7 @@ CudaOr<std::shared_ptr<CudaDevice>> CudaDevice::Open(const std::string& which,
     const std::string text = FormatCudaUuid(uuid);
     known += (known.empty() ? "" : ", ") + std::to_string(ordinal) + " is " + text;
     const bool wanted =
-        which.empty() || which == text || (IsOrdinal(which) && std::stoi(which) == ordinal);
+        which.empty() || Digits(which) == Digits(text) || (IsOrdinal(which) && std::stoi(which) == ordinal);
     if (!wanted) continue;
     std::shared_ptr<CudaDevice> opened(new CudaDevice(driver, device));
     opened->uuid_ = uuid;
@@ -66,6 +76,13 @@ CudaOr<std::shared_ptr<CudaDevice>> CudaDevice::Open(const std::string& which,
   }
   return CudaStatus{kCudaInvalidDevice, "there is no device " + which + "; " + known};
 }
+
+void CudaDevice::Abandon() {
+  abandoned_ = true;
+  any_abandoned = true;
+}
+
+bool CudaDevice::AnyAbandoned() { return any_abandoned; }
 
 CudaDevice::~CudaDevice() {
   if (context_ != nullptr && !abandoned_) driver_.DevicePrimaryCtxRelease(device_);

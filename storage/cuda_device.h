@@ -5,8 +5,9 @@
 //
 // Invariants:
 //   1. The context is held as long as the object lives.
-//   2. After Abandon nothing is freed or closed any more: those calls could wait for ever. The
-//      end of the process does it.
+//   2. After Abandon nothing is freed or closed any more: those calls could wait for ever, or take
+//      memory from under who has it open. The end of the process does it, which must be _exit: what
+//      the driver does at exit could wait as well.
 #pragma once
 
 #include <atomic>
@@ -27,7 +28,8 @@ class CudaDevice {
     uint64_t total_bytes = 0;
   };
 
-  // `which`: empty for the first device, an ordinal, or a UUID as FormatCudaUuid writes it.
+  // `which`: empty for the first device, an ordinal, or a UUID as FormatCudaUuid or, of a part of a
+  // device, nvidia-smi -L writes it ("MIG-6c8f2b1e-..."), its letters small or large.
   // kCudaNoDriver, kCudaNoDevice, kCudaInvalidDevice, or what the driver says.
   static CudaOr<std::shared_ptr<CudaDevice>> Open(const std::string& which,
                                                   const char* library = CudaDriver::kLibrary);
@@ -56,8 +58,9 @@ class CudaDevice {
   CudaStatus Register(void* memory, uint64_t bytes) const;
   void Unregister(void* memory) const;
 
-  void Abandon() { abandoned_ = true; }
+  void Abandon();
   bool abandoned() const { return abandoned_; }
+  static bool AnyAbandoned();  // in this process, ever
 
   // Makes the device current in this thread while it lives.
   class Current {

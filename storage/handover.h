@@ -86,6 +86,8 @@ class HandoverServer {
 
   // nullopt: nobody has the arenas by this session (never mapped, or GoneFn was called).
   std::optional<Peer> PeerOf(uint64_t session_id) const;
+  // Some process that was sent the arenas lives.
+  bool AnyHolder() const;
 
  private:
   class Impl;

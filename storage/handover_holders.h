@@ -42,6 +42,11 @@ class SessionHolders {
     return owed;
   }
 
+  bool Any() const {
+    absl::MutexLock lock(&mu_);
+    return !sessions_.empty();
+  }
+
   // Naming a peer promises a GoneFn.
   std::optional<HandoverServer::Peer> PeerOf(uint64_t session) {
     absl::MutexLock lock(&mu_);
@@ -58,7 +63,7 @@ class SessionHolders {
     bool promised = false;
   };
 
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
   absl::flat_hash_map<uint64_t, Entry> sessions_ ABSL_GUARDED_BY(mu_);
 };
 

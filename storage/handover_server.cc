@@ -66,6 +66,7 @@ class HandoverServer::Impl {
 
   absl::Status Start();
   std::optional<Peer> PeerOf(uint64_t session) { return holders_.PeerOf(session); }
+  bool AnyHolder() const { return holders_.Any(); }
 
  private:
   struct Connection {
@@ -328,6 +329,8 @@ absl::StatusOr<std::unique_ptr<HandoverServer>> HandoverServer::Start(Options op
   if (absl::Status status = impl->Start(); !status.ok()) return status;
   return std::unique_ptr<HandoverServer>(new HandoverServer(std::move(impl)));
 }
+
+bool HandoverServer::AnyHolder() const { return impl_->AnyHolder(); }
 
 std::optional<HandoverServer::Peer> HandoverServer::PeerOf(uint64_t session_id) const {
   return impl_->PeerOf(session_id);

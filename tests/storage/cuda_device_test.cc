@@ -56,6 +56,8 @@ TEST_F(CudaDeviceTest, IsFoundByOrdinalAndUuid) {
   EXPECT_EQ(OpenDevice()->name(), "Fake 0 (GPU-00102030-4050-6070-8090-a0b0c0d0e0f0)");
   EXPECT_EQ(OpenDevice("2")->uuid().bytes[1], 0x12);
   EXPECT_EQ(OpenDevice("GPU-01112131-4151-6171-8191-a1b1c1d1e1f1")->uuid().bytes[0], 1);
+  EXPECT_EQ(OpenDevice("MIG-01112131-4151-6171-8191-a1b1c1d1e1f1")->uuid().bytes[0], 1);
+  EXPECT_EQ(OpenDevice("GPU-01112131-4151-6171-8191-A1B1C1D1E1F1")->uuid().bytes[0], 1);
   for (const char* wrong : {"3", "GPU-ff112131-4151-6171-8191-a1b1c1d1e1f1", "-1", "0x1"}) {
     const auto device = CudaDevice::Open(wrong);
     EXPECT_EQ(device.status.code, kCudaInvalidDevice);

@@ -1,0 +1,64 @@
+// GpuReader: bytes of a GPU tier in devices' memory, into memory of any kind.
+//
+// A device copies to memory that is not registered with it only while a thread waits in the driver,
+// and that would be the copy engine's, which must not: it would neither issue what else is queued nor
+// notice a hang. So bytes come by way of buffers that are registered, one a read; when all are in
+// use, further reads wait.
+//
+// Thread safety: thread-safe. DoneFn runs on a thread of the copier's, without a lock held.
+//
+// Invariants:
+//   1. DoneFn is called exactly once for each read, never from inside Read, and `to` is not written
+//      after it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "storage/arena.h"
+#include "storage/arena_cuda.h"
+#include "storage/copier.h"
+
+namespace larder {
+
+class GpuReader {
+ public:
+  static constexpr uint64_t kReadBytesMax = 1 << 20;
+
+  // `copier` must outlive all reads. A registration that fails is no error, as for HOST.
+  static absl::StatusOr<std::unique_ptr<GpuReader>> Create(Copier& copier,
+                                                           std::shared_ptr<CudaDevice> device);
+
+  // `to.size()` bytes, at most kReadBytesMax, from `from` in the arena of `rank`.
+  void Read(uint32_t rank, std::byte* from, std::span<std::byte> to, Copier::DoneFn done)
+      ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct Job {
+    uint32_t rank = 0;
+    std::byte* from = nullptr;
+    std::span<std::byte> to;
+    Copier::DoneFn done;
+  };
+
+  GpuReader(Copier& copier, std::shared_ptr<CudaDevice> device, std::unique_ptr<Arena> buffers);
+  void Start(std::byte* buffer, Job job);
+  void Done(std::byte* buffer, const Job& job, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
+  Copier& copier_;
+  const std::unique_ptr<Arena> buffers_;
+  const CudaRegistration registration_;
+
+  absl::Mutex mu_;
+  std::vector<std::byte*> free_ ABSL_GUARDED_BY(mu_);
+  std::deque<Job> waiting_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace larder
