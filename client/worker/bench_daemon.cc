@@ -24,7 +24,7 @@ namespace {
 
 constexpr uint64_t kTierBytesMin = uint64_t{64} << 20;
 constexpr uint64_t kTierBytesStep = uint64_t{1} << 20;
-constexpr absl::Duration kFlushTimeout = absl::Minutes(1);
+constexpr absl::Duration kFlushTimeout = absl::Minutes(5);  // of 4 GiB, on any drive
 constexpr absl::Duration kLettingGoMax = absl::Seconds(10);
 
 // In the child, between fork and exec: async-signal-safe calls only.
