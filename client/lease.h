@@ -68,7 +68,7 @@ class Lease {
   // (DeviceArena). Errors as those of Block and Session::Device.
   absl::StatusOr<uint64_t> DeviceAddress(uint32_t position, uint32_t rank = 0) const;
 
-  // False once the session is lost: memory of a device went with its daemon, whatever was mapped
+  // False once the session is lost: memory of a device may no longer be used, whatever was mapped
   // stays (session.h).
   bool Alive() const { return CheckHeld().ok(); }
 

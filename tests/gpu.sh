@@ -248,7 +248,7 @@ open_package() {
   fi
   torch=$(python3 -c 'import glob, nvidia
 print(":".join(lib for path in nvidia.__path__ for lib in glob.glob(path + "/*/lib")))' 2>/dev/null) || true
-  export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}${torch:+:$torch}
+  [[ -z $torch ]] || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$torch
   starts larderd && starts larder || programs=''
 }
 

@@ -230,7 +230,13 @@ void TellOfADeadOwner(const std::shared_ptr<CudaDevice>& device, uint64_t bytes)
     return std::chrono::duration<double, std::milli>(Clock::now() - from).count();
   };
   Self owner({"--export", FormatCudaUuid(device->uuid()), std::to_string(bytes)});
-  const CudaIpcHandle handle = FromHex(owner.ReadLine());
+  std::string hex = owner.ReadLine();
+  while (!hex.empty() && hex.size() != 2 * sizeof(CudaIpcHandle)) hex = owner.ReadLine();
+  if (hex.empty()) {
+    std::puts("told: there is no room for it");
+    return;
+  }
+  const CudaIpcHandle handle = FromHex(hex);
   const Clock::time_point opened = Clock::now();
   const CudaPointer memory = Must(device->Import(handle), "import");
   std::printf("told: %.1f ms to open %llu MiB\n", ms(opened),
