@@ -14,14 +14,12 @@ constexpr uint64_t kBuffers = 4;
 
 absl::StatusOr<std::unique_ptr<GpuReader>> GpuReader::Create(Copier& copier,
                                                              std::shared_ptr<CudaDevice> device) {
-  absl::StatusOr<std::unique_ptr<Arena>> buffers =
-      Arena::Create({.name = "larder-gpu-reads",
-                     .bytes = kBuffers * kReadBytesMax,
-                     .huge_pages = false,
-                     .prefault_threads = 1});
+  absl::StatusOr<std::unique_ptr<Arena>> buffers = Arena::Create({.name = "larder-gpu-reads",
+                                                                  .bytes = kBuffers * kReadBytesMax,
+                                                                  .huge_pages = false,
+                                                                  .prefault_threads = 1});
   if (!buffers.ok()) return buffers.status();
-  return std::unique_ptr<GpuReader>(
-      new GpuReader(copier, std::move(device), *std::move(buffers)));
+  return std::unique_ptr<GpuReader>(new GpuReader(copier, std::move(device), *std::move(buffers)));
 }
 
 GpuReader::GpuReader(Copier& copier, std::shared_ptr<CudaDevice> device,

@@ -1,9 +1,9 @@
 // GpuReader: bytes of a GPU tier in devices' memory, into memory of any kind.
 //
 // A device copies to memory that is not registered with it only while a thread waits in the driver,
-// and that would be the copy engine's, which must not: it would neither issue what else is queued nor
-// notice a hang. So bytes come by way of buffers that are registered, one a read; when all are in
-// use, further reads wait.
+// and that would be the copy engine's, which must not: it would neither issue what else is queued
+// nor notice a hang. So bytes come by way of buffers that are registered, one a read; when all are
+// in use, further reads wait.
 //
 // Thread safety: thread-safe. DoneFn runs on a thread of the copier's, without a lock held.
 //

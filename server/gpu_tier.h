@@ -36,9 +36,9 @@ class GpuTier {
     absl::Duration patience = absl::Seconds(10);
   };
 
-  // FAILED_PRECONDITION or UNAVAILABLE: there is no such device, or it does not work; ABORTED: other
-  // processes hold its memory. The daemon goes on without this tier. RESOURCE_EXHAUSTED: it has not
-  // that much memory; then a setting must change.
+  // FAILED_PRECONDITION or UNAVAILABLE: there is no such device, or it does not work; ABORTED:
+  // other processes hold its memory. The daemon goes on without this tier. RESOURCE_EXHAUSTED: it
+  // has not that much memory; then a setting must change.
   static absl::StatusOr<std::unique_ptr<GpuTier>> Create(const Config& config, const Arena& host,
                                                          Options options);
 

@@ -9,15 +9,15 @@
 namespace larder {
 namespace {
 
-// How long the thread sleeps while copies are under way: 75 us with the slack below, 125 us with the
-// kernel's standard slack. A batch of 4 MiB takes 75 us at 55 GB/s, and two more are behind it.
+// How long the thread sleeps while copies are under way: 75 us with the slack below, 125 us with
+// the kernel's standard slack. A batch of 4 MiB takes 75 us at 55 GB/s, and two more are behind it.
 constexpr std::chrono::microseconds kPoll{50};
 constexpr unsigned long kTimerSlackNs = 1000;  // NOLINT: prctl's type
 // Of a device that is lost; its last batches are in no hurry.
 constexpr std::chrono::microseconds kPollLost{10000};
 
-// How long copies may go on after an error of their context, of which the driver tears down all that
-// it runs. That takes milliseconds.
+// How long copies may go on after an error of their context, of which the driver tears down all
+// that it runs. That takes milliseconds.
 constexpr std::chrono::milliseconds kSettle{1000};
 
 constexpr unsigned kNonBlocking = 0x1;    // CU_STREAM_*: not ordered with the null stream

@@ -20,8 +20,9 @@ bool IsOrdinal(const std::string& text) {
 // What is left of "GPU-6C8F2B1E-..." or "MIG-6c8f2b1e-..." when names of the same device are equal.
 std::string Digits(const std::string& text) {
   std::string digits = text.substr(text.starts_with("GPU-") || text.starts_with("MIG-") ? 4 : 0);
-  std::transform(digits.begin(), digits.end(), digits.begin(),
-                 [](char c) { return c >= 'A' && c <= 'F' ? static_cast<char>(c - 'A' + 'a') : c; });
+  std::transform(digits.begin(), digits.end(), digits.begin(), [](char c) {
+    return c >= 'A' && c <= 'F' ? static_cast<char>(c - 'A' + 'a') : c;
+  });
   return digits;
 }
 
@@ -61,8 +62,8 @@ CudaOr<std::shared_ptr<CudaDevice>> CudaDevice::Open(const std::string& which,
     }
     const std::string text = FormatCudaUuid(uuid);
     known += (known.empty() ? "" : ", ") + std::to_string(ordinal) + " is " + text;
-    const bool wanted =
-        which.empty() || Digits(which) == Digits(text) || (IsOrdinal(which) && std::stoi(which) == ordinal);
+    const bool wanted = which.empty() || Digits(which) == Digits(text) ||
+                        (IsOrdinal(which) && std::stoi(which) == ordinal);
     if (!wanted) continue;
     std::shared_ptr<CudaDevice> opened(new CudaDevice(driver, device));
     opened->uuid_ = uuid;

@@ -13,8 +13,8 @@
 //
 // A round restarts the daemon and makes a new engine for the longest prefix; for shorter ones it
 // empties HOST and GPU. Engines of the rounds only read, so that every round finds the same. Tokens
-// that are not a cold run's, or blocks that are not found, end the experiment with an error, but only
-// after its figures, which may tell why.
+// that are not a cold run's, or blocks that are not found, end the experiment with an error, but
+// only after its figures, which may tell why.
 #include <algorithm>
 #include <chrono>
 #include <memory>

@@ -5,10 +5,10 @@
 // Workload: blocks of 2 MiB and of 192 KiB, shuffled so that few are neighbours on both sides, in
 // batches of 4 MiB as StorageMover hands them over. Best of five, after one that is not counted.
 // A row a figure: name, GB/s, against GB/s, ratio. gpu_both_ways_over_one is the sum of two
-// directions at once over the one large copy to the device. The rows of streams are of 2 MiB blocks,
-// with as many batches at the device as there are streams a direction (the engine's standard is 3);
-// those of pages of the kinds that HOST may have. Last, what one block waits for when nothing else is
-// copied.
+// directions at once over the one large copy to the device. The rows of streams are of 2 MiB
+// blocks, with as many batches at the device as there are streams a direction (the engine's
+// standard is 3); those of pages of the kinds that HOST may have. Last, what one block waits for
+// when nothing else is copied.
 #include <algorithm>
 #include <chrono>
 #include <random>

@@ -4,9 +4,9 @@
 //                                   MIB: of the memory whose opening is timed, 8192 where not said
 //
 // Blocks of 2 MiB and 192 KiB go to the device and back in batches, both ways at once, from and to
-// every kind of pages that HOST may have, and every word is compared. A second process (this program
-// again) opens the memory by its IPC handle, reads it and writes it; handles that must not open do
-// not. What CUDA does not promise is only told: lines that begin with "told".
+// every kind of pages that HOST may have, and every word is compared. A second process (this
+// program again) opens the memory by its IPC handle, reads it and writes it; handles that must not
+// open do not. What CUDA does not promise is only told: lines that begin with "told".
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
@@ -92,7 +92,8 @@ bool CheckBlocks(const std::shared_ptr<CudaDevice>& device, uint64_t block_bytes
   device->Free(memory);
   std::printf("told: %.3f s to register a GiB of %s\n",
               down.registration_seconds() * (1 << 30) / kBytes, name.c_str());
-  return Report("blocks of " + std::to_string(block_bytes >> 10) + " KiB, both ways, " + name, wrong);
+  return Report("blocks of " + std::to_string(block_bytes >> 10) + " KiB, both ways, " + name,
+                wrong);
 }
 
 bool CheckAllPages(const std::shared_ptr<CudaDevice>& device) {
@@ -254,8 +255,9 @@ void TellOfADeadOwner(const std::shared_ptr<CudaDevice>& device, uint64_t bytes)
               static_cast<unsigned long long>(WrongWords(host.data(), kBytes, 3)));
   const Clock::time_point closed = Clock::now();
   device->Close(memory);
-  std::printf("told: %.1f ms to close it; GiB free: %.2f open, %.2f its owner killed, %.2f closed\n",
-              ms(closed), before, killed, FreeGib(*device));
+  std::printf(
+      "told: %.1f ms to close it; GiB free: %.2f open, %.2f its owner killed, %.2f closed\n",
+      ms(closed), before, killed, FreeGib(*device));
 }
 
 bool CheckIpc(const std::shared_ptr<CudaDevice>& device) {
@@ -283,8 +285,9 @@ bool CheckIpc(const std::shared_ptr<CudaDevice>& device) {
   // Last: it may have written only a part.
   Self other(import, {"setpriv", "--reuid=65534", "--clear-groups"});
   const bool tried = other.started();
-  std::printf("told: a process of another user %s open it\n",
-              !tried ? "was not there to" : other.Join() ? "can" : "cannot");
+  std::printf("told: a process of another user %s open it\n", !tried         ? "was not there to"
+                                                              : other.Join() ? "can"
+                                                                             : "cannot");
   device->Free(memory);
   return right;
 }

@@ -36,8 +36,8 @@ T Must(CudaOr<T> result, const char* what) {
   return std::move(result.value);
 }
 
-// What HOST's pages may be: shared memory in small ones, or in huge ones where the system lets it or
-// has set some aside. Anonymous ones, the driver's usual case, are there to compare with.
+// What HOST's pages may be: shared memory in small ones, or in huge ones where the system lets it
+// or has set some aside. Anonymous ones, the driver's usual case, are there to compare with.
 enum class Pages { kAnonymous, kSmall, kTransparentHuge, kHugetlb };
 inline constexpr std::pair<Pages, const char*> kAllPages[] = {
     {Pages::kAnonymous, "anonymous"},

@@ -389,8 +389,8 @@ TEST(CudaDaemonChild, DISABLED_RunsADaemon) {
 }
 
 // Its workers hold the memory of a daemon that was killed until they close it: a device with room
-// for one tier has none for the next daemon's. A lease keeps it open, since a kernel may be reading;
-// without one it is closed with no call of the worker's.
+// for one tier has none for the next daemon's. A lease keeps it open, since a kernel may be
+// reading; without one it is closed with no call of the worker's.
 TEST_F(CudaDaemon, AKilledDaemonsMemoryIsLetGoWithTheLastLease) {
   const std::string machine = absl::StrCat("bytes=12582912 machine=", ::getpid());
   const auto start_daemon = [&](const std::string& gpu) {
