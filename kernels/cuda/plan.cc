@@ -18,9 +18,17 @@ struct Range {
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+int32_t Aligned(int64_t tokens) {
+  return static_cast<int32_t>(CeilDiv(tokens, kAlignTokens) * kAlignTokens);
+}
+
 // The visible keys of a row: at most its sinks and its window, in this order. Both may be empty.
 struct Visible {
   Range ranges[2];
+
+  int32_t tokens() const { return ranges[0].tokens() + ranges[1].tokens(); }
+  // The shortest pieces that keep rule 4. Each of the two ranges may be cut short at both ends.
+  int32_t PieceTokensLeast() const { return Aligned(CeilDiv(tokens(), kGroupPiecesMax - 4)); }
 };
 
 Visible VisibleKeys(int32_t position, const DecodePlanOptions& o) {
@@ -107,22 +115,18 @@ class Schedule {
   std::vector<int64_t> ends_;
 };
 
-// `longest`: the most keys that a row sees. Each of its two ranges may be cut short at both ends.
+// The same for all rows. `longest`: the row that sees most.
 int32_t ChoosePieceTokens(std::span<const Visible> rows, const DecodePlanOptions& o,
-                          int32_t longest) {
-  const auto aligned = [](int64_t tokens) {
-    return static_cast<int32_t>(CeilDiv(tokens, kAlignTokens) * kAlignTokens);
-  };
-  const int32_t least = aligned(CeilDiv(longest, kGroupPiecesMax - 4));
-  if (o.piece_tokens > 0) return std::max(o.piece_tokens, least);
-  const int32_t shortest = std::max(kPieceTokensMin, least);
+                          const Visible& longest) {
+  if (o.piece_tokens > 0) return o.piece_tokens;
+  const int32_t shortest = std::max(kPieceTokensMin, longest.PieceTokensLeast());
   Schedule schedule(rows, o);
   // From one piece a row down in steps of a sixteenth, while shorter pieces can still win.
-  int32_t tokens = std::max(shortest, aligned(longest));
+  int32_t tokens = std::max(shortest, Aligned(longest.tokens()));
   int32_t best = tokens;
   int64_t best_cost = schedule.Makespan(tokens);
   while (tokens > shortest && schedule.Least(tokens) < best_cost) {
-    tokens = std::max(shortest, aligned(int64_t{tokens} * 15 / 16 - kAlignTokens));
+    tokens = std::max(shortest, Aligned(int64_t{tokens} * 15 / 16 - kAlignTokens));
     const int64_t cost = schedule.Makespan(tokens);
     if (cost >= best_cost) continue;
     best = tokens;
@@ -136,10 +140,12 @@ void Cut(const DecodeRow& row, int32_t kv_head, const Visible& visible, DecodePl
   DecodePiece piece{
       .chunk = row.chunk, .row = row.row, .position = row.position, .kv_head = kv_head};
   const size_t first = plan.pieces.size();
+  // Longer for this row alone: other rows' pieces are none of its business (rule 2).
+  const int64_t piece_tokens = std::max(plan.piece_tokens, visible.PieceTokensLeast());
   for (const Range& range : visible.ranges) {
     for (int32_t begin = range.begin; begin < range.end; begin = piece.end) {
       piece.begin = begin;
-      const int64_t next = (int64_t{begin} / plan.piece_tokens + 1) * plan.piece_tokens;
+      const int64_t next = (begin / piece_tokens + 1) * piece_tokens;
       piece.end = static_cast<int32_t>(std::min<int64_t>(next, range.end));
       plan.pieces.push_back(piece);
     }
@@ -163,11 +169,10 @@ void Cut(const DecodeRow& row, int32_t kv_head, const Visible& visible, DecodePl
 DecodePlan PlanDecode(std::span<const DecodeRow> rows, const DecodePlanOptions& options) {
   std::vector<Visible> visible;
   visible.reserve(rows.size());
-  int32_t longest = 1;
+  Visible longest = {};
   for (const DecodeRow& row : rows) {
     visible.push_back(VisibleKeys(row.position, options));
-    const Range(&ranges)[2] = visible.back().ranges;
-    longest = std::max(longest, ranges[0].tokens() + ranges[1].tokens());
+    if (visible.back().tokens() > longest.tokens()) longest = visible.back();
   }
   DecodePlan plan;
   plan.piece_tokens = ChoosePieceTokens(visible, options, longest);

@@ -66,6 +66,22 @@ void RowsDoNotDependOnTheBatch(uint32_t seed) {
          "a row alone and in a batch, the same bits");
 }
 
+// Nor beside a row that sees more than 60 pieces and so has longer ones.
+void RowsDoNotDependOnALongRow(uint32_t seed) {
+  DecodeShapeCase s{.seed = seed, .dim = 16, .piece_tokens = 64, .positions = {500}};
+  DecodeCase alone(s);
+  const AttentionResult expected = alone.Run();
+  s.positions = {500, 64 * 64};
+  DecodeCase batch(s);
+  batch.q() = alone.q();
+  batch.q().resize(2 * alone.q().size(), 0.5);
+  const AttentionResult got = batch.Run();
+  batch.ExpectCorrect(got);
+  Expect(std::equal(expected.out.begin(), expected.out.end(), got.out.begin()) &&
+             expected.lse[0] == got.lse[0],
+         "a row alone and beside a long one, the same bits");
+}
+
 void ManyPiecesMerge(uint32_t seed) {
   DecodeCase c({.seed = seed,
                 .kv_heads = 1,
@@ -139,6 +155,7 @@ int main(int argc, char** argv) {
           {"random_shapes", 60, RandomShapes},
           {"every_head_dim", 1, EveryHeadDim},
           {"rows_do_not_depend_on_the_batch", 3, RowsDoNotDependOnTheBatch},
+          {"rows_do_not_depend_on_a_long_row", 1, RowsDoNotDependOnALongRow},
           {"many_pieces_merge", 2, ManyPiecesMerge},
           {"the_last_block_merges", 10, TheLastBlockMerges},
           {"large_scores", 1, LargeScores},

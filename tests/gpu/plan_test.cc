@@ -64,6 +64,11 @@ void ExpectRules(const std::vector<DecodeRow>& rows, const DecodePlanOptions& o,
       std::vector<DecodePiece>& pieces = by_row[{row.row, head}];
       std::sort(pieces.begin(), pieces.end(),
                 [](const auto& a, const auto& b) { return a.begin < b.begin; });
+      int32_t keys = 0;
+      for (const DecodePiece& piece : pieces) keys += piece.end - piece.begin;
+      // Rule 4: a row that would have more than 60 pieces has longer ones, multiples of 64.
+      const int32_t piece_tokens =
+          std::max(plan.piece_tokens, (keys + 60 * 64 - 1) / (60 * 64) * 64);
       std::vector<int> seen(row.position + 1);
       for (size_t i = 0; i < pieces.size(); ++i) {
         const DecodePiece& piece = pieces[i];
@@ -79,9 +84,11 @@ void ExpectRules(const std::vector<DecodeRow>& rows, const DecodePlanOptions& o,
               << "slots in the order of keys";
           ASSERT_EQ(++slots.at(piece.slot), 1);
         }
-        ASSERT_EQ(piece.begin / plan.piece_tokens,
-                  std::max(piece.begin, piece.end - 1) / plan.piece_tokens)
+        ASSERT_EQ(piece.begin / piece_tokens, std::max(piece.begin, piece.end - 1) / piece_tokens)
             << "rule 2";
+        if (i != 0 && piece.begin == pieces[i - 1].end) {
+          ASSERT_EQ(piece.begin % piece_tokens, 0) << "rule 2";
+        }
         for (int32_t t = piece.begin; t < piece.end; ++t) ++seen.at(t);
       }
       ASSERT_LE(static_cast<int32_t>(pieces.size()), kGroupPiecesMax);
@@ -170,7 +177,7 @@ TEST(PlanDecode, ChoosesPiecesAlmostAsGoodAsAny) {
 
 // The plan of a row is the same in any batch when the length of pieces is given.
 TEST(PlanDecode, GivenPiecesDoNotDependOnTheBatch) {
-  const DecodePlanOptions o{.kv_heads = 1, .blocks_at_once = 264, .piece_tokens = 512};
+  DecodePlanOptions o{.kv_heads = 1, .blocks_at_once = 264, .piece_tokens = 512};
   const auto cuts_of_first = [&](const std::vector<int32_t>& positions) {
     std::vector<std::pair<int32_t, int32_t>> cuts;
     for (const DecodePiece& p : PlanDecode(RowsAt(positions), o).pieces) {
@@ -182,10 +189,22 @@ TEST(PlanDecode, GivenPiecesDoNotDependOnTheBatch) {
   const auto alone = cuts_of_first({5'000});
   EXPECT_EQ(alone.size(), 10u);
   EXPECT_EQ(alone, cuts_of_first({5'000, 30'000, 7, 7, 7}));
+  // Not even beside a row whose own pieces have to be longer: 60 of 512 are 30,720.
+  EXPECT_EQ(alone, cuts_of_first({5'000, 40'000}));
   // A longer row is the same but for its end: prefixes have the same pieces.
   auto longer = cuts_of_first({5'300});
   longer.resize(9);
   EXPECT_TRUE(std::equal(longer.begin(), longer.end(), alone.begin()));
+
+  for (uint32_t seed = 1; seed <= 200; ++seed) {
+    std::mt19937 random(seed);
+    o.piece_tokens = static_cast<int32_t>(64 * (1 + random() % 8));
+    o.window = random() % 2 == 0 ? static_cast<int32_t>(1 + random() % 20'000) : 0;
+    o.sinks = static_cast<int32_t>(random() % 100);
+    std::vector<int32_t> positions(1 + random() % 5);
+    for (int32_t& p : positions) p = static_cast<int32_t>(random() % (1u << random() % 17));
+    ASSERT_EQ(cuts_of_first({positions[0]}), cuts_of_first(positions)) << "seed " << seed;
+  }
 }
 
 }  // namespace
