@@ -1,6 +1,7 @@
 // A batch as kernels see it: kv_layout.h's KvLayer and SequenceChunk, with everything they point at
 // in device memory. A block's address is a device pointer, so a table may mix arenas (GPU memory
-// and mapped host memory) as on the CPU, and costs 8 bytes for a block's 4 KiB row and more.
+// and mapped host memory) as on the CPU, and costs 8 bytes for a block's 4 KiB row and more. Blocks
+// are aligned to 16 bytes here, or as a kernel's own header says; on the CPU 4 are enough.
 //
 // Thread safety: values.
 #pragma once

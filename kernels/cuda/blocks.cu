@@ -181,13 +181,17 @@ cudaError_t AppendAs(const AppendParams& params, cudaStream_t stream) {
 bool IsSupported(const AppendParams& params) {
   const KvLayer& layer = params.layer;
   const RowRotation& rotation = params.rotation;
+  if (layer.kv_heads <= 0 || layer.block_tokens <= 0) return false;
   for (const int64_t dim : {layer.key_dim, layer.value_dim}) {
     if (dim <= 0 || dim > kAppendDimMax || dim % kUnit != 0) return false;
   }
-  for (const int64_t offset :
-       {layer.key_offset_bytes, layer.value_offset_bytes, layer.head_stride_bytes,
-        layer.token_stride_bytes, layer.key_scale_offset_bytes, layer.value_scale_offset_bytes}) {
+  for (const int64_t offset : {layer.key_offset_bytes, layer.value_offset_bytes,
+                               layer.head_stride_bytes, layer.token_stride_bytes}) {
     if (offset % (kUnit * BytesOf(layer.dtype)) != 0) return false;
+  }
+  for (const int64_t offset : {layer.key_scale_offset_bytes, layer.value_scale_offset_bytes,
+                               layer.head_scale_stride_bytes}) {
+    if (offset % kScaleBytes != 0) return false;
   }
   for (const int64_t stride : {params.k_stride, params.v_stride, params.q_stride}) {
     if (stride % kUnit != 0) return false;

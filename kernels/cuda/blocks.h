@@ -29,11 +29,13 @@ struct RowRotation {
 // rotates the batch's queries in place. Every storage type of kv_layout.h; one-byte storage is
 // quantised as kernels/quantise.h says, bit by bit. Sums and products are float32.
 struct AppendParams {
-  KvLayer layer;  // key_dim and value_dim are multiples of 4, at most kAppendDimMax; block strides
-                  // and scale offsets aligned to 4 bytes
+  KvLayer layer;  // key_dim and value_dim are multiples of 4, at most kAppendDimMax. Offsets and
+                  // strides, like block addresses, are multiples of four numbers: 16 bytes of
+                  // float32, 8 of 16 bits, 4 of codes; scales' are of 4
   DeviceBatch batch;
   DType type = DType::kBf16;  // of k, v and q: not quantised
-  const void* k = nullptr;    // device [rows][kv_heads][key_dim]; latent: [rows][latent | rope]
+  const void* k = nullptr;    // device [rows][kv_heads][key_dim]; latent: [rows][latent | rope].
+                              // Aligned to four numbers, as v, q and cos_sin are
   int64_t k_stride = 0;       // numbers from a row to the next, a multiple of 4
   const void* v = nullptr;    // device [rows][kv_heads][value_dim]; latent: null
   int64_t v_stride = 0;       // likewise

@@ -382,6 +382,23 @@ void RefusesWhatItCannotDo(uint32_t) {
   params.k_stride = 66;
   Expect(kernels::cuda::Append(params, nullptr) == cudaErrorInvalidValue, "a stride of 66");
   params.k_stride = 64;
+  const auto refused = [](const char* what, DType type, auto change) {
+    kernels::cuda::AppendParams p{.layer = LayerOf(kernels::HeadGeometry{type, 1, 2, 64, 16}, 0),
+                                  .batch = {},
+                                  .rotation = {}};
+    Expect(kernels::cuda::Append(p, nullptr) == cudaSuccess, "the layer as it is");
+    change(p.layer);
+    Expect(kernels::cuda::Append(p, nullptr) == cudaErrorInvalidValue, what);
+  };
+  refused("blocks of no tokens", DType::kBf16, [](KvLayer& layer) { layer.block_tokens = 0; });
+  refused("no kv heads", DType::kBf16, [](KvLayer& layer) { layer.kv_heads = 0; });
+  refused("rows aligned to 4 bytes", DType::kBf16, [](KvLayer& l) { l.token_stride_bytes += 4; });
+  refused("keys' scales aligned to 2", DType::kI8,
+          [](KvLayer& l) { l.key_scale_offset_bytes += 2; });
+  refused("values' scales aligned to 2", DType::kI8,
+          [](KvLayer& layer) { layer.value_scale_offset_bytes += 2; });
+  refused("heads' scales aligned to 2", DType::kI8,
+          [](KvLayer& layer) { layer.head_scale_stride_bytes += 2; });
   params.layer.key_dim = kernels::cuda::kAppendDimMax + 4;
   Expect(kernels::cuda::Append(params, nullptr) == cudaErrorInvalidValue, "too large a head");
   Expect(kernels::cuda::CopyBlocks({nullptr, 0, 24}, nullptr) == cudaErrorInvalidValue, "24 bytes");
