@@ -48,33 +48,57 @@ struct LaunchShape {
   size_t shared_bytes = 0;
 };
 
-// More shared memory than kSharedBytesFree has to be asked for, once a kernel and device; asking is
-// cheap.
-template <typename... Params>
-cudaError_t AllowShared([[maybe_unused]] void (*kernel)(Params...),
-                        [[maybe_unused]] size_t shared_bytes) {
-#if !defined(LARDER_EMULATED_GPU)
-  if (shared_bytes > kSharedBytesFree) {
-    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes));
+// Errors are results here; left in the thread's last error, this one would be taken for a later
+// call's.
+inline cudaError_t Handled(cudaError_t error) {
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
+  return error;
+}
+
+// Shared memory that a block may ask for on the current device, what StaticShared takes included;
+// 0 where the device does not say.
+inline size_t SharedBytesMax() {
+  int device = 0;
+  int bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
-#endif
+  return Handled(error) == cudaSuccess ? bytes : 0;
+}
+
+// More shared memory than kSharedBytesFree has to be asked for, once a kernel and device; asking is
+// cheap. Such kernels want all of an SM's as shared memory: as many blocks as fit, and they read
+// past level 1. cudaErrorLaunchOutOfResources: the device does not have as much.
+template <typename... Params>
+cudaError_t AllowShared([[maybe_unused]] void (*kernel)(Params...), size_t shared_bytes) {
+  if (shared_bytes <= kSharedBytesFree) return cudaSuccess;
+  if (shared_bytes > SharedBytesMax()) return cudaErrorLaunchOutOfResources;
+#if !defined(LARDER_EMULATED_GPU)
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  const cudaError_t error = cudaFuncSetAttribute(
+      function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  // The kernel and the attribute are right, so it is the number, with what is static.
+  if (error == cudaErrorInvalidValue) return cudaErrorLaunchOutOfResources;
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+#else
   return cudaSuccess;
+#endif
 }
 
 // Blocks of this shape that the current device holds at a time.
 template <typename... Params>
 cudaError_t BlocksAtOnce([[maybe_unused]] void (*kernel)(Params...),
                          [[maybe_unused]] const LaunchShape& shape, int* blocks) {
+  cudaError_t error = AllowShared(kernel, shape.shared_bytes);
 #if defined(LARDER_EMULATED_GPU)
   *blocks = 8;
-  return cudaSuccess;
 #else
   int device = 0;
   int sms = 0;
   int blocks_per_sm = 0;
-  cudaError_t error = AllowShared(kernel, shape.shared_bytes);
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
@@ -84,26 +108,30 @@ cudaError_t BlocksAtOnce([[maybe_unused]] void (*kernel)(Params...),
         &blocks_per_sm, kernel, static_cast<int>(shape.threads.x), shape.shared_bytes);
   }
   *blocks = sms * blocks_per_sm;
-  return error;
 #endif
+  return Handled(error);
 }
 
-// kernel<<<shape>>>(args...); the result says whether it was launched, not whether it will succeed.
-// An empty grid launches nothing. Only in .cu files.
+// kernel<<<shape>>>(args...); the result says whether it was launched, not whether it will succeed,
+// and nothing of what went wrong before. An empty grid launches nothing. Only in .cu files.
 template <typename... Params, typename... Args>
 cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape,
                    [[maybe_unused]] cudaStream_t stream, Args&&... args) {
   if (shape.blocks.x == 0 || shape.blocks.y == 0 || shape.blocks.z == 0) return cudaSuccess;
+  const cudaError_t error = AllowShared(kernel, shape.shared_bytes);
+  if (error != cudaSuccess) return Handled(error);
 #if defined(LARDER_EMULATED_GPU)
   emulation::Enqueue([=] {
     emulation::RunGrid(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(args...); });
   });
   return cudaSuccess;
 #elif defined(__CUDACC__)
-  const cudaError_t error = AllowShared(kernel, shape.shared_bytes);
-  if (error != cudaSuccess) return error;
-  kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(std::forward<Args>(args)...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.blocks;
+  config.blockDim = shape.threads;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  return Handled(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
 #else
   static_assert(sizeof...(Params) < 0, "Launch is for sources that nvcc compiles");
 #endif

@@ -230,6 +230,17 @@ void ExpAndLog(uint32_t seed) {
   ExpectWithin(worst, 4e-7, "ex2.approx and lg2.approx");
 }
 
+__global__ void Nothing() {}
+
+void LaunchesSayTheirOwnErrorsOnly(uint32_t) {
+  Expect(cudaSetDevice(-1) != cudaSuccess, "device -1");
+  Expect(Launch(Nothing, {1, 32}, nullptr) == cudaSuccess, "a launch after another call's error");
+  static_cast<void>(cudaGetLastError());
+  Expect(Launch(Nothing, {1, 32, size_t{1} << 30}, nullptr) == cudaErrorLaunchOutOfResources,
+         "more shared memory than there is");
+  Expect(cudaGetLastError() == cudaSuccess, "an error that was returned is not kept as well");
+}
+
 }  // namespace
 }  // namespace larder::gpu_tests
 
@@ -237,12 +248,14 @@ int main(int argc, char** argv) {
   using namespace larder::gpu_tests;  // NOLINT
   using larder::kernels::cuda::Bf16;
   using larder::kernels::cuda::F16;
-  return RunCases(argc, argv,
-                  std::vector<Case>{{"products_bf16", 3, Products<Bf16>},
-                                    {"products_f16", 3, Products<F16>},
-                                    {"conversions_bf16", 1, Conversions<Bf16>},
-                                    {"conversions_f16", 1, Conversions<F16>},
-                                    {"matrices_are_transposed", 3, MatricesAreTransposed},
-                                    {"copies_of_nothing_are_zero", 1, CopiesOfNothingAreZero},
-                                    {"exp_and_log", 1, ExpAndLog}});
+  return RunCases(
+      argc, argv,
+      std::vector<Case>{{"products_bf16", 3, Products<Bf16>},
+                        {"products_f16", 3, Products<F16>},
+                        {"conversions_bf16", 1, Conversions<Bf16>},
+                        {"conversions_f16", 1, Conversions<F16>},
+                        {"matrices_are_transposed", 3, MatricesAreTransposed},
+                        {"copies_of_nothing_are_zero", 1, CopiesOfNothingAreZero},
+                        {"exp_and_log", 1, ExpAndLog},
+                        {"launches_say_their_own_errors_only", 1, LaunchesSayTheirOwnErrorsOnly}});
 }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "tests/gpu/emulation/grid.h"
 #include "tests/gpu/emulation/stream.h"
@@ -156,6 +157,8 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorLaunchOutOfResources = 701,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901
 };
@@ -177,7 +180,12 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 inline cudaError_t OutsideOfCaptures() {
   return larder::emulation::MayInterrupt() ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+namespace larder::emulation {
+inline cudaError_t last_error = cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(larder::emulation::last_error, cudaSuccess);
+}
 inline cudaError_t cudaDeviceSynchronize() { return OutsideOfCaptures(); }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return OutsideOfCaptures(); }
 // Aligned like CUDA's, and rounded up no further, so that sanitizers see an overrun.

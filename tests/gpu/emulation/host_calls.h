@@ -8,14 +8,26 @@
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrComputeCapabilityMajor,
-  cudaDevAttrComputeCapabilityMinor
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
 };
+namespace larder::emulation {
+// A test's to lower: GPUs of other generations have less.
+inline int shared_bytes_max = 227 * 1024;
+}  // namespace larder::emulation
+inline cudaError_t cudaSetDevice(int device) {
+  if (device == 0) return cudaSuccess;
+  return larder::emulation::last_error = cudaErrorInvalidDevice;
+}
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : 0;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 2
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin
+               ? larder::emulation::shared_bytes_max
+               : 0;
   return cudaSuccess;
 }
 
