@@ -7,8 +7,8 @@
 // 2. A key's scale multiplies its score. A value's scale is an exponent: the weight that meets the
 //    codes is exp2(score + log2(scale) - a maximum of its own), so that it fills f16 whatever the
 //    scales are; the sum of weights has none of it. The two maxima meet at the end.
-// 3. Scales lie in words of their own. A lane loads one with the address of its row, a step before
-//    it is stored behind the row's stage.
+// 3. Scales lie in words of their own, and come by cp.async like the rows: a lane's is that of its
+//    token's key below lane 16, of its value above.
 //
 // Thread safety: device code.
 #pragma once
@@ -19,32 +19,32 @@
 namespace larder::kernels::cuda {
 
 // DecodeShape with stages of codes.
-template <int kHeadDim, int kHeadTiles>
-struct CodesShape : DecodeShape<kHeadDim, kHeadTiles> {
-  using Base = DecodeShape<kHeadDim, kHeadTiles>;
+template <int kHeadDim, int kHeadTiles, int kStagesOfWarp = 3>
+struct CodesShape : DecodeShape<kHeadDim, kHeadTiles, kStagesOfWarp> {
+  using Base = DecodeShape<kHeadDim, kHeadTiles, kStagesOfWarp>;
+  using Smaller = CodesShape<kHeadDim, kHeadTiles, kStagesOfWarp - 1>;
   // A word of 8 rows each, and of one row's neighbours, lie in different banks.
   static constexpr int kRowBytes = kHeadDim + 16;
   static constexpr int kRowsBytes = kStepTokens * kRowBytes;
   static constexpr int kStageBytes = 2 * kRowsBytes + 2 * kStepTokens * kScaleBytes;
-  static constexpr int kStages = 3;
-  static constexpr int kWarpBytes = kStages * kStageBytes;
+  static constexpr int kWarpBytes = Base::kStages * kStageBytes;
   static constexpr size_t kSharedBytes =
       size_t{Base::kWarps} * std::max(kWarpBytes, Base::kHeads* Base::kOutRow * 4);
+  static constexpr int kBlocks = BlocksOfSm(kSharedBytes, 6 / Base::kTiles);
   static_assert(kHeadDim % 32 == 0);
 };
 
 // What one warp has of a piece. S: the codes.
-template <typename S, int kDim, int kTiles>
+template <typename S, typename BlockShape>
 class CodesWarp {
  public:
-  using Shape = CodesShape<kDim, kTiles>;
+  using Shape = BlockShape;
+  static constexpr int kDim = Shape::kDim;
+  static constexpr int kTiles = Shape::kTiles;
 
-  __device__ CodesWarp(const KvLayer& layer, const SequenceChunk& chunk, const KeyRows& rows,
-                       int kv_head)
-      : layer_(layer),
-        blocks_(chunk.blocks),
-        rows_(rows),
-        key_offset_(layer.key_offset_bytes + kv_head * layer.head_stride_bytes),
+  __device__ CodesWarp(const KvLayer& layer, const KeyRows& rows, int kv_head)
+      : rows_(rows),
+        value_delta_(layer.value_offset_bytes - layer.key_offset_bytes),
         scale_offset_(
             (Lane() < kStepTokens ? layer.key_scale_offset_bytes : layer.value_scale_offset_bytes) +
             kv_head * layer.head_scale_stride_bytes) {}
@@ -70,24 +70,29 @@ class CodesWarp {
     Clear();
     const int last = CeilDiv(piece.end, kStepTokens);
     int step = piece.begin / kStepTokens + static_cast<int>(threadIdx.x) / kWarpLanes;
-    int fetched = step;
-    Row row = LookUp(fetched);
-    const auto fetch = [&](std::byte* stage) {
-      if (fetched < last) {
-        Fetch(row, stage);
-        fetched += Shape::kWarps;
-        row = LookUp(fetched);
-      }
+    // As decode_kernel.h: looked up before the fetch of the step before it.
+    constexpr int kAhead = Shape::kStages * Shape::kWarps;
+    const auto place = [&](int at) { return rows_.Place(at * kStepTokens + Lane() % kStepTokens); };
+    KeyPlace first[Shape::kStages];
+#pragma unroll
+    for (int i = 0; i < Shape::kStages; ++i) first[i] = place(step + i * Shape::kWarps);
+    KeyPlace next = place(step + kAhead);
+#pragma unroll
+    for (int i = 0; i < Shape::kStages; ++i) {
+      if (step + i * Shape::kWarps < last) Fetch(first[i], ring + i * Shape::kStageBytes);
       CopyAsyncCommit();
-    };
-    for (int i = 0; i < Shape::kStages; ++i) fetch(ring + i * Shape::kStageBytes);
+    }
     for (int stage = 0; step < last; step += Shape::kWarps) {
       std::byte* const at = ring + stage * Shape::kStageBytes;
       CopyAsyncWait<Shape::kStages - 1>();
       __syncwarp();
       Step(step * kStepTokens, scale_log2, at);
       __syncwarp();
-      fetch(at);
+      if (step + kAhead < last) {
+        Fetch(next, at);
+        next = place(step + kAhead + Shape::kWarps);
+      }
+      CopyAsyncCommit();
       stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
     }
     CopyAsyncWait<0>();
@@ -117,13 +122,6 @@ class CodesWarp {
   }
 
  private:
-  // Of the lane's token: its key's address, null where it is not visible, and the scale of its key
-  // (lanes below 16) or of its value.
-  struct Row {
-    const std::byte* key;
-    float scale;
-  };
-
   __device__ static int Lane() { return static_cast<int>(threadIdx.x) % kWarpLanes; }
 
   __device__ void Clear() {
@@ -142,21 +140,10 @@ class CodesWarp {
     }
   }
 
-  __device__ Row LookUp(int step) const {
-    const int token = step * kStepTokens + Lane() % kStepTokens;
-    if (!rows_.Visible(token)) return {nullptr, 0};
-    const int block_index = token / layer_.block_tokens;
-    const int slot = token - block_index * layer_.block_tokens;
-    const std::byte* const block = blocks_[block_index];
-    return {block + key_offset_ + slot * layer_.token_stride_bytes,
-            *reinterpret_cast<const float*>(block + scale_offset_ + slot * kScaleBytes)};
-  }
-
   // Asks for 16 keys and values; what is not visible becomes zero, with scales of zero.
-  __device__ void Fetch(const Row& row, std::byte* stage) const {
+  __device__ void Fetch(const KeyPlace& place, std::byte* stage) const {
     constexpr int kRowChunks = kDim / 16;
-    const auto address = reinterpret_cast<unsigned long long>(row.key);
-    const int64_t value_delta = layer_.value_offset_bytes - layer_.key_offset_bytes;
+    const unsigned long long address = rows_.Key(place);
 #pragma unroll
     for (int i = 0; i < kStepTokens * kRowChunks / kWarpLanes; ++i) {
       const int chunk = i * kWarpLanes + Lane();
@@ -167,10 +154,11 @@ class CodesWarp {
       const unsigned long long from = key + column;
       std::byte* const to = stage + token * Shape::kRowBytes + column;
       CopyAsync16(to, reinterpret_cast<const std::byte*>(from), key != 0);
-      CopyAsync16(to + Shape::kRowsBytes, reinterpret_cast<const std::byte*>(from + value_delta),
+      CopyAsync16(to + Shape::kRowsBytes, reinterpret_cast<const std::byte*>(from + value_delta_),
                   key != 0);
     }
-    Scales(stage)[Lane()] = row.scale;
+    const unsigned long long scale = place.block + scale_offset_ + place.slot * kScaleBytes;
+    CopyAsync4(Scales(stage) + Lane(), reinterpret_cast<const std::byte*>(scale), address != 0);
   }
 
   // Keys' [16], then values' [16].
@@ -295,10 +283,8 @@ class CodesWarp {
     }
   }
 
-  const KvLayer& layer_;
-  std::byte* const* const blocks_;
   const KeyRows& rows_;
-  const int64_t key_offset_;
+  const int64_t value_delta_;
   const int64_t scale_offset_;
   uint32_t q_[kTiles][Shape::kParts][2];
   float out_[kTiles][Shape::kParts][4];
@@ -306,17 +292,15 @@ class CodesWarp {
   RunningSoftmax value_softmax_[kTiles][2];  // of score + log2(value's scale); no sum
 };
 
-template <typename S, int kDim, int kTiles>
-__global__ void __launch_bounds__(CodesShape<kDim, kTiles>::kThreads)
+template <typename S, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     CodesKernel(const DecodeParams p) {
-  using Shape = CodesShape<kDim, kTiles>;
   const BlockShare share(p, Shape::kHeads);
   const DecodePiece& piece = share.piece;
   if (piece.row < 0) return;
-  const SequenceChunk chunk = p.chunks[piece.chunk];
-  const KeyRows rows(p.layer, chunk, piece, p.window, p.sinks);
+  const KeyRows rows(p.layer, p.chunks[piece.chunk], piece, p.window, p.sinks);
 
-  CodesWarp<S, kDim, kTiles> mine(p.layer, chunk, rows, piece.kv_head);
+  CodesWarp<S, Shape> mine(p.layer, rows, piece.kv_head);
   mine.LoadQueries(static_cast<const F16*>(p.q) + share.q, share.heads);
   mine.Run(piece, p.scale * kLog2E, DynamicShared() + threadIdx.x / kWarpLanes * Shape::kWarpBytes);
   FinishPiece<F16, Shape>(p, piece, share.head_in_group, share.heads, mine);
@@ -326,19 +310,21 @@ template <typename S>
 DecodeVariant CodesOf(const KvLayer& layer, int group) {
   const auto variant = [](auto shape) {
     using Shape = decltype(shape);
-    return DecodeVariant{CodesKernel<S, Shape::kDim, Shape::kTiles>, Shape::kHeads, Shape::kThreads,
+    return DecodeVariant{CodesKernel<S, Shape>, Shape::kHeads, Shape::kThreads,
                          Shape::kSharedBytes};
   };
   const bool wide = group > kTileHeads;
   switch (layer.key_dim) {
     case 64:
-      return wide ? variant(CodesShape<64, 2>()) : variant(CodesShape<64, 1>());
+      return wide ? WithFittingShape<CodesShape<64, 2>>(variant)
+                  : WithFittingShape<CodesShape<64, 1>>(variant);
     case 96:
-      return variant(CodesShape<96, 1>());
+      return WithFittingShape<CodesShape<96, 1>>(variant);
     case 128:
-      return wide ? variant(CodesShape<128, 2>()) : variant(CodesShape<128, 1>());
+      return wide ? WithFittingShape<CodesShape<128, 2>>(variant)
+                  : WithFittingShape<CodesShape<128, 1>>(variant);
     case 256:
-      return variant(CodesShape<256, 1>());
+      return WithFittingShape<CodesShape<256, 1>>(variant);
     default:
       return {};
   }

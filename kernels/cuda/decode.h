@@ -72,7 +72,8 @@ size_t DecodeWorkspaceBytes(const DecodeParams& params);
 // DecodePlanOptions::blocks_at_once on the current device. Errors as Decode's, and CUDA's own.
 cudaError_t DecodeBlocksAtOnce(const KvLayer& layer, int32_t q_heads, int32_t* blocks);
 
-// cudaErrorInvalidValue for shapes other than those named above.
+// cudaErrorInvalidValue for shapes other than those named above; cudaErrorLaunchOutOfResources
+// where a block of the device has less than 99 KiB of shared memory and the shape needs more.
 cudaError_t Decode(const DecodeParams& params, cudaStream_t stream);
 
 }  // namespace larder::kernels::cuda

@@ -33,10 +33,12 @@
 namespace larder::kernels::cuda {
 
 // What one warp has of a piece.
-template <typename T, int kDim, int kTiles>
+template <typename T, typename BlockShape>
 class DecodeWarp {
  public:
-  using Shape = DecodeShape<kDim, kTiles>;
+  using Shape = BlockShape;
+  static constexpr int kDim = Shape::kDim;
+  static constexpr int kTiles = Shape::kTiles;
 
   // Queries as right sides of products: lane 4g + t has head g's numbers 2t, 2t+1, 2t+8, 2t+9 of
   // each 16.
@@ -61,25 +63,32 @@ class DecodeWarp {
     const int warp = threadIdx.x / kWarpLanes;
     const int last = CeilDiv(piece.end, kStepTokens);
     int step = piece.begin / kStepTokens + warp;
-    int fetched = step;
-    const std::byte* key = rows.Key(fetched * kStepTokens + LaneToken());
-    const auto fetch = [&](std::byte* stage) {
-      if (fetched < last) {
-        Fetch(key, value_delta, stage);
-        fetched += Shape::kWarps;
-        // Looked up now, used at the next fetch: the table's latency is not waited for.
-        key = rows.Key(fetched * kStepTokens + LaneToken());
+    // Looked up before the fetch of the step before it, so that nobody waits for the table but the
+    // first fetch, and that once for all stages.
+    constexpr int kAhead = Shape::kStages * Shape::kWarps;
+    const auto place = [&](int at) { return rows.Place(at * kStepTokens + LaneToken()); };
+    KeyPlace first[Shape::kStages];
+#pragma unroll
+    for (int i = 0; i < Shape::kStages; ++i) first[i] = place(step + i * Shape::kWarps);
+    KeyPlace next = place(step + kAhead);
+#pragma unroll
+    for (int i = 0; i < Shape::kStages; ++i) {
+      if (step + i * Shape::kWarps < last) {
+        Fetch(rows.Key(first[i]), value_delta, ring + i * Shape::kStageBytes);
       }
       CopyAsyncCommit();
-    };
-    for (int i = 0; i < Shape::kStages; ++i) fetch(ring + i * Shape::kStageBytes);
+    }
     for (int stage = 0; step < last; step += Shape::kWarps) {
       std::byte* const at = ring + stage * Shape::kStageBytes;
       CopyAsyncWait<Shape::kStages - 1>();
       __syncwarp();
       Step(rows, step * kStepTokens, scale_log2, at);
       __syncwarp();
-      fetch(at);
+      if (step + kAhead < last) {
+        Fetch(rows.Key(next), value_delta, at);
+        next = place(step + kAhead + Shape::kWarps);
+      }
+      CopyAsyncCommit();
       stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
     }
     CopyAsyncWait<0>();
@@ -130,15 +139,14 @@ class DecodeWarp {
 
   // Asks for 16 keys and values. `key`: of LaneToken(); what is not visible becomes zero, so that a
   // weight of zero makes nothing of it.
-  __device__ static void Fetch(const std::byte* key, int64_t value_delta, std::byte* stage) {
+  __device__ static void Fetch(unsigned long long key, int64_t value_delta, std::byte* stage) {
     const int lane = threadIdx.x % kWarpLanes;
-    const auto address = reinterpret_cast<unsigned long long>(key);
 #pragma unroll
     for (int i = 0; i < kStepTokens * kRowChunks / kWarpLanes; ++i) {
       const int chunk = i * kWarpLanes + lane;
       const int token = chunk / kRowChunks;
       const int column = chunk % kRowChunks * 16;
-      const unsigned long long row = __shfl_sync(kAllLanes, address, token);
+      const unsigned long long row = __shfl_sync(kAllLanes, key, token);
       // Sums of integers: what is not visible has no address to add to.
       const unsigned long long from = row + column;
       std::byte* const to = stage + token * Shape::kRowBytes + column;
@@ -258,17 +266,16 @@ struct BlockShare {
   const int64_t q;  // of its first head, in numbers from the first query's
 };
 
-template <typename T, int kDim, int kTiles>
-__global__ void __launch_bounds__(DecodeShape<kDim, kTiles>::kThreads)
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     DecodeKernel(const DecodeParams p) {
-  using Shape = DecodeShape<kDim, kTiles>;
   const BlockShare share(p, Shape::kHeads);
   const DecodePiece& piece = share.piece;
   if (piece.row < 0) return;
   const int warp = threadIdx.x / kWarpLanes;
   std::byte* const shared = DynamicShared();
 
-  DecodeWarp<T, kDim, kTiles> mine;
+  DecodeWarp<T, Shape> mine;
   mine.LoadQueries(static_cast<const T*>(p.q) + share.q, share.heads);
   const KeyRows rows(p.layer, p.chunks[piece.chunk], piece, p.window, p.sinks);
   mine.Run(rows, piece, p.layer.value_offset_bytes - p.layer.key_offset_bytes, p.scale * kLog2E,
@@ -282,8 +289,8 @@ DecodeVariant DecodeOf(const KvLayer& layer, int group) {
       layer.key_dim, group,
       [](auto shape) {
         using Shape = decltype(shape);
-        return DecodeVariant{DecodeKernel<T, Shape::kDim, Shape::kTiles>, Shape::kHeads,
-                             Shape::kThreads, Shape::kSharedBytes};
+        return DecodeVariant{DecodeKernel<T, Shape>, Shape::kHeads, Shape::kThreads,
+                             Shape::kSharedBytes};
       },
       DecodeVariant());
 }

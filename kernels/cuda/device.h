@@ -16,6 +16,10 @@ inline constexpr int kWarpLanes = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 // What a launch may ask for without an attribute of the kernel.
 inline constexpr size_t kSharedBytesFree = 48 * 1024;
+// What every GPU since sm_80 allows a block: sm_86, sm_89 and sm_120. Others allow 163 KiB or more.
+inline constexpr size_t kSharedBytesEverywhere = 99 * 1024;
+// What StaticShared takes of it, at most.
+inline constexpr size_t kStaticSharedBytesMax = 6 * 1024;
 
 constexpr __host__ __device__ int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
@@ -37,6 +41,7 @@ __device__ T& StaticShared() {
   static const char key = 0;
   return *reinterpret_cast<T*>(emulation::StaticShared(&key, sizeof(T)));
 #else
+  static_assert(sizeof(T) < kStaticSharedBytesMax);
   __shared__ T storage;
   return storage;
 #endif
@@ -86,6 +91,17 @@ cudaError_t AllowShared([[maybe_unused]] void (*kernel)(Params...), size_t share
 #else
   return cudaSuccess;
 #endif
+}
+
+// f(Shape()), or of the first of Shape::Smaller and its own that fits into the current device.
+template <typename Shape, typename F>
+auto WithFittingShape(F f) {
+  if constexpr (Shape::kSharedBytes + kStaticSharedBytesMax > kSharedBytesEverywhere) {
+    if (Shape::kSharedBytes + kStaticSharedBytesMax > SharedBytesMax()) {
+      return WithFittingShape<typename Shape::Smaller>(f);
+    }
+  }
+  return f(Shape());
 }
 
 // Blocks of this shape that the current device holds at a time.

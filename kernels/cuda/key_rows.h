@@ -12,6 +12,13 @@
 
 namespace larder::kernels::cuda {
 
+// Where a token lies. Carried as it was looked up: an address made of it at once would wait for the
+// table.
+struct KeyPlace {
+  unsigned long long block = 0;  // first byte
+  int32_t slot = -1;             // token in the block; -1: not visible, and not even looked up
+};
+
 class KeyRows {
  public:
   __device__ KeyRows(const KvLayer& layer, const SequenceChunk& chunk, const DecodePiece& piece,
@@ -29,11 +36,16 @@ class KeyRows {
     return token >= begin_ && token < end_ && (token >= window_begin_ || token < sinks_end_);
   }
 
-  // The first byte of a token's key; null: not visible, and its block is not even looked up.
-  __device__ const std::byte* Key(int32_t token) const {
-    if (!Visible(token)) return nullptr;
+  __device__ KeyPlace Place(int32_t token) const {
+    if (!Visible(token)) return {};
     const int32_t block = token / block_tokens_;
-    return blocks_[block] + offset_ + (token - block * block_tokens_) * token_stride_;
+    // Tables are not written while a kernel reads them.
+    return {__ldg(reinterpret_cast<const unsigned long long*>(blocks_) + block),
+            token - block * block_tokens_};
+  }
+  // The first byte of the token's key; 0: not visible.
+  __device__ unsigned long long Key(const KeyPlace& place) const {
+    return place.slot < 0 ? 0 : place.block + offset_ + place.slot * token_stride_;
   }
 
  private:

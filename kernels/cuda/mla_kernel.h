@@ -69,17 +69,26 @@ class MlaWarp {
   __device__ void Run(int begin, int end) {
     const int last = CeilDiv(end, kMlaTokens);
     int fetched = begin / kMlaTokens;
-    const auto fetch = [&] {
-      if (fetched < last) Fetch(fetched * kMlaTokens, fetched % Shape::kStages);
+    const auto place = [&](int tile) { return rows_.Place(tile * kMlaTokens + Lane()); };
+    // Looked up a tile before it is fetched, so that nobody waits for the table but the first
+    // fetch, and that once for all stages.
+    KeyPlace next = place(fetched + Shape::kStages - 1);
+    const auto fetch = [&](const KeyPlace& from) {
+      if (fetched < last) Fetch(rows_.Key(from), fetched % Shape::kStages);
       ++fetched;
       CopyAsyncCommit();
     };
     // The queries come with the first tile.
-    for (int i = 0; i < Shape::kStages - 1; ++i) fetch();
+    KeyPlace first[Shape::kStages - 1];
+#pragma unroll
+    for (int i = 0; i < Shape::kStages - 1; ++i) first[i] = place(fetched + i);
+#pragma unroll
+    for (int i = 0; i < Shape::kStages - 1; ++i) fetch(first[i]);
     for (int tile = begin / kMlaTokens; tile < last; ++tile) {
       CopyAsyncWait<Shape::kStages - 2>();
       __syncthreads();
-      fetch();
+      fetch(next);
+      next = place(fetched);
       const std::byte* const stage = ring_ + tile % Shape::kStages * Shape::kStageBytes;
       float scores[Shape::kScoreTiles][4] = {};
       Score(stage, tile * kMlaTokens, scores);
@@ -134,13 +143,13 @@ class MlaWarp {
     return (FirstScoredTile() + tile) * kTileHeads + Lane() % 4 * 2 + i;
   }
 
-  __device__ void Fetch(int token, int stage) const {
-    const auto address = reinterpret_cast<unsigned long long>(rows_.Key(token + Lane()));
+  // `key`: of the tile's token with this lane's number.
+  __device__ void Fetch(unsigned long long key, int stage) const {
     std::byte* const to = ring_ + stage * Shape::kStageBytes;
     for (int i = threadIdx.x; i < kMlaTokens * kRowChunks; i += Shape::kThreads) {
       const int row = i / kRowChunks;
       const int column = i % kRowChunks * 16;
-      const unsigned long long from = __shfl_sync(kAllLanes, address, row);
+      const unsigned long long from = __shfl_sync(kAllLanes, key, row);
       CopyAsync16(to + row * Shape::kRowBytes + column,
                   reinterpret_cast<const std::byte*>(from + column), from != 0);
     }

@@ -66,7 +66,9 @@ struct PrefillParams {
   DevicePrefillPlan plan;                 // made for these chunks and this shape
 };
 
-// cudaErrorInvalidValue for shapes other than those named above.
+// cudaErrorInvalidValue for shapes other than those named above; cudaErrorLaunchOutOfResources
+// where the device has too little shared memory: heads of 256 where a block has 99 KiB (sm_86,
+// sm_89, sm_120), nothing where it has 163 KiB or more.
 cudaError_t Prefill(const PrefillParams& params, cudaStream_t stream);
 
 }  // namespace larder::kernels::cuda

@@ -86,14 +86,18 @@ __device__ void ConvertTile(const std::byte* stage, std::byte* tile) {
   }
 }
 
-// T: what is multiplied. S: what is stored, T itself or codes.
+// T: what is multiplied. S: what is stored, T itself or codes. A plan's tile is one block's, or,
+// where the device has no shared memory for that, the share of two with half the rows each.
 template <typename T, typename S, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads) PrefillKernel(const PrefillParams p) {
-  const PrefillTile tile = p.plan.tiles[blockIdx.x];
+  const unsigned blocks_of_tile = p.plan.tile_rows / Shape::kRows;
+  PrefillTile tile = p.plan.tiles[blockIdx.x / blocks_of_tile];
+  tile.pair += static_cast<int32_t>(blockIdx.x % blocks_of_tile) * Shape::kRows;
   const SequenceChunk chunk = p.chunks[tile.chunk];
   const int kv_head = static_cast<int>(blockIdx.y);
   const int group = p.q_heads / p.layer.kv_heads;
   const int pairs = chunk.tokens * group;
+  if (tile.pair >= pairs) return;
   const int last_pair = min(tile.pair + Shape::kRows, pairs) - 1;
   const PrefillSight sight(p, chunk.position + tile.pair / group,
                            chunk.position + last_pair / group);
@@ -136,7 +140,8 @@ __global__ void __launch_bounds__(Shape::kThreads) PrefillKernel(const PrefillPa
 
 template <typename T, typename S, typename Shape>
 cudaError_t LaunchPrefill(const PrefillParams& p, cudaStream_t stream) {
-  const LaunchShape shape{.blocks = dim3(static_cast<unsigned>(p.plan.tile_count),
+  const int blocks_of_tile = p.plan.tile_rows / Shape::kRows;
+  const LaunchShape shape{.blocks = dim3(static_cast<unsigned>(p.plan.tile_count * blocks_of_tile),
                                          static_cast<unsigned>(p.layer.kv_heads)),
                           .threads = Shape::kThreads,
                           .shared_bytes = Shape::kSharedBytes};
@@ -145,9 +150,9 @@ cudaError_t LaunchPrefill(const PrefillParams& p, cudaStream_t stream) {
 
 template <typename T, int kDim>
 cudaError_t LaunchEitherTile(const PrefillParams& p, cudaStream_t stream) {
-  return p.plan.tile_rows == kPrefillRowsLarge
-             ? LaunchPrefill<T, T, PrefillShape<kDim, 2>>(p, stream)
-             : LaunchPrefill<T, T, PrefillShape<kDim, 1>>(p, stream);
+  const auto launch = [&](auto shape) { return LaunchPrefill<T, T, decltype(shape)>(p, stream); };
+  return p.plan.tile_rows == kPrefillRowsLarge ? WithFittingShape<PrefillShape<kDim, 2>>(launch)
+                                               : launch(PrefillShape<kDim, 1>());
 }
 
 template <typename T>

@@ -16,6 +16,7 @@ namespace larder::kernels::cuda {
 
 template <int kHeadDim, int kWarpRowTiles>
 struct PrefillShape {
+  using Smaller = PrefillShape<kHeadDim, 1>;
   static constexpr bool kQuantised = false;
   static constexpr int kDim = kHeadDim;
   static constexpr int kRowTiles = kWarpRowTiles;  // 16 rows each

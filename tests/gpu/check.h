@@ -19,6 +19,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace larder::gpu_tests {
@@ -104,7 +105,25 @@ inline int RunCases(int argc, char** argv, std::span<const Case> cases) {
   return failed == 0 ? 0 : 1;
 }
 
-// ---- Device memory.
+// ---- The device.
+
+// A device whose blocks have `bytes` of shared memory, while it lives. A GPU stays what it is.
+class SharedBytesMax {
+ public:
+#if defined(LARDER_EMULATED_GPU)
+  static constexpr bool kHasEffect = true;
+  explicit SharedBytesMax(int bytes) : before_(std::exchange(emulation::shared_bytes_max, bytes)) {}
+  ~SharedBytesMax() { emulation::shared_bytes_max = before_; }
+#else
+  static constexpr bool kHasEffect = false;
+  explicit SharedBytesMax(int bytes) : before_(bytes) {}
+#endif
+  SharedBytesMax(const SharedBytesMax&) = delete;
+  SharedBytesMax& operator=(const SharedBytesMax&) = delete;
+
+ private:
+  [[maybe_unused]] const int before_;
+};
 
 // An array on the device. Unwritten bytes are all ones: NaN in every storage type.
 template <typename T>

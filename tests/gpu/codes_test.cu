@@ -77,6 +77,14 @@ void AVisibleNanIsNotHidden(uint32_t seed) {
   ExpectNanOfFirstHead(c.Run());
 }
 
+void LessSharedMemoryTheSameBits(uint32_t seed) {
+  DecodeCase c({.seed = seed, .dtype = DType::kF8E4M3, .dim = 256, .positions = {400}});
+  const AttentionResult expected = c.Run();
+  const SharedBytesMax less(99 * 1024);
+  const AttentionResult got = c.Run();
+  Expect(got.out == expected.out && got.lse == expected.lse, "the same bits with 99 KiB");
+}
+
 void OtherShapesAreRefused(uint32_t seed) {
   DecodeCase c({.seed = seed, .dtype = DType::kI8, .positions = {5}});
   const auto refused = [&](const char* what, auto change) {
@@ -96,13 +104,15 @@ void OtherShapesAreRefused(uint32_t seed) {
 
 int main(int argc, char** argv) {
   using namespace larder::gpu_tests;  // NOLINT
-  return RunCases(argc, argv,
-                  std::vector<Case>{{"random_shapes", 40, RandomShapes},
-                                    {"every_head_dim", 1, EveryHeadDim},
-                                    {"small_scales", 1, SmallScales},
-                                    {"nothing_seen_is_zero_and_minus_infinity", 1,
-                                     NothingSeenIsZeroAndMinusInfinity},
-                                    {"rows_of_zeros", 1, RowsOfZeros},
-                                    {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
-                                    {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
+  return RunCases(
+      argc, argv,
+      std::vector<Case>{
+          {"random_shapes", 40, RandomShapes},
+          {"every_head_dim", 1, EveryHeadDim},
+          {"small_scales", 1, SmallScales},
+          {"less_shared_memory_the_same_bits", 1, LessSharedMemoryTheSameBits},
+          {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
+          {"rows_of_zeros", 1, RowsOfZeros},
+          {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
+          {"other_shapes_are_refused", 1, OtherShapesAreRefused}});
 }

@@ -127,6 +127,29 @@ void AVisibleNanIsNotHidden(uint32_t seed) {
   }
 }
 
+// Where a block has 99 KiB of shared memory there are fewer stages, and the same bits; where it has
+// less, an error that says so.
+void LessSharedMemoryTheSameBits(uint32_t seed) {
+  for (const auto& [dim, group] : {std::pair{128, 4}, {128, 12}, {256, 4}}) {
+    DecodeCase c({.seed = seed, .group = group, .dim = dim, .positions = {400}});
+    const AttentionResult expected = c.Run();
+    {
+      const SharedBytesMax less(99 * 1024);
+      const AttentionResult got = c.Run();
+      Expect(got.out == expected.out && got.lse == expected.lse, "the same bits with 99 KiB");
+    }
+    if (!SharedBytesMax::kHasEffect) continue;
+    const SharedBytesMax too_little(64 * 1024);
+    kernels::cuda::DecodeParams p = c.params();
+    p.plan.piece_count = 1;
+    int32_t blocks = 0;
+    Expect(kernels::cuda::Decode(p, nullptr) == cudaErrorLaunchOutOfResources &&
+               kernels::cuda::DecodeBlocksAtOnce(p.layer, p.q_heads, &blocks) ==
+                   cudaErrorLaunchOutOfResources,
+           "64 KiB are too little");
+  }
+}
+
 void OtherShapesAreRefused(uint32_t seed) {
   DecodeCase c({.seed = seed, .positions = {5}});
   using kernels::cuda::Decode;
@@ -159,6 +182,7 @@ int main(int argc, char** argv) {
           {"many_pieces_merge", 2, ManyPiecesMerge},
           {"the_last_block_merges", 10, TheLastBlockMerges},
           {"large_scores", 1, LargeScores},
+          {"less_shared_memory_the_same_bits", 1, LessSharedMemoryTheSameBits},
           {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
           {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
           {"other_shapes_are_refused", 1, OtherShapesAreRefused}});

@@ -41,6 +41,21 @@ void DeepSeeksHeads(uint32_t seed) {
   c.ExpectCorrect(c.Run());
 }
 
+// 163 KiB hold 64 heads with a stage less, 99 KiB 16 heads.
+void LessSharedMemory(uint32_t seed) {
+  for (const int32_t heads : {16, 40}) {
+    DecodeCase c({.seed = seed, .group = heads, .dim = 512, .rope_dim = 64, .positions = {200}});
+    const AttentionResult expected = c.Run();
+    {
+      const SharedBytesMax less(163 * 1024);
+      const AttentionResult got = c.Run();
+      Expect(got.out == expected.out && got.lse == expected.lse, "the same bits with 163 KiB");
+    }
+    const SharedBytesMax least(99 * 1024);
+    c.ExpectCorrect(c.Run());
+  }
+}
+
 void NothingSeenIsZeroAndMinusInfinity(uint32_t seed) {
   DecodeCase c(
       {.seed = seed, .group = 16, .dim = 512, .rope_dim = 64, .key_begin = 50, .positions = {40}});
@@ -55,6 +70,7 @@ int main(int argc, char** argv) {
   return RunCases(argc, argv,
                   std::vector<Case>{{"random_shapes", 25, RandomShapes},
                                     {"deepseeks_heads", 1, DeepSeeksHeads},
+                                    {"less_shared_memory", 1, LessSharedMemory},
                                     {"nothing_seen_is_zero_and_minus_infinity", 1,
                                      NothingSeenIsZeroAndMinusInfinity}});
 }

@@ -282,6 +282,19 @@ void ARowDoesNotDependOnItsChunk(uint32_t seed) {
          "the end of a chunk");
 }
 
+// Where there is no shared memory for a large tile two blocks share it: the same bits.
+void LessSharedMemoryTheSameBits(uint32_t seed) {
+  PrefillCase c({.seed = seed,
+                 .group = 4,
+                 .dim = 128,
+                 .tile_rows = kPrefillRowsLarge,
+                 .chunks = {{30, 50}, {7, 10}}});
+  const AttentionResult expected = c.Run();
+  const SharedBytesMax less(99 * 1024);
+  const AttentionResult got = c.Run();
+  Expect(got.out == expected.out && got.lse == expected.lse, "the same bits with 99 KiB");
+}
+
 void LargeScores(uint32_t seed) {
   for (const DType dtype : {DType::kBf16, DType::kF8E4M3}) {
     PrefillCase c({.seed = seed, .dtype = dtype, .group = 4, .spread = 20, .chunks = {{200, 20}}});
@@ -390,6 +403,7 @@ int main(int argc, char** argv) {
           {"rows_of_zeros", 1, RowsOfZeros},
           {"a_row_does_not_depend_on_its_chunk", 8, ARowDoesNotDependOnItsChunk},
           {"large_scores", 1, LargeScores},
+          {"less_shared_memory_the_same_bits", 1, LessSharedMemoryTheSameBits},
           {"nothing_seen_is_zero_and_minus_infinity", 1, NothingSeenIsZeroAndMinusInfinity},
           {"a_visible_nan_is_not_hidden", 1, AVisibleNanIsNotHidden},
           {"other_shapes_are_refused", 1, OtherShapesAreRefused}});

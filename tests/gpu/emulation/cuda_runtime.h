@@ -172,6 +172,7 @@ enum cudaMemcpyKind {
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess                         ? "no error"
          : error == cudaErrorInvalidValue             ? "invalid argument"
+         : error == cudaErrorLaunchOutOfResources     ? "too many resources requested for launch"
          : error == cudaErrorStreamCaptureUnsupported ? "not permitted when stream is capturing"
          : error == cudaErrorStreamCaptureInvalidated ? "failed due to an error during capture"
                                                       : "out of memory";
