@@ -241,8 +241,8 @@ __device__ void FinishPiece(const DecodeParams& p, const DecodePiece& piece, int
     for (int w = 0; w < Shape::kWarps; ++w) total.most = fmaxf(total.most, sums.most[w][h]);
     for (int w = 0; w < Shape::kWarps; ++w) {
       const float factor = Exp2(sums.most[w][h] - total.Base());
-      total.sum += factor * sums.sum[w][h];
-      out += factor * outs[(w * Shape::kHeads + h) * Shape::kOutRow + i % Shape::kDim];
+      total.sum = fmaf(factor, sums.sum[w][h], total.sum);
+      out = fmaf(factor, outs[(w * Shape::kHeads + h) * Shape::kOutRow + i % Shape::kDim], out);
     }
     result.Set(h, i % Shape::kDim, total.sum == 0 ? 0 : out / total.sum);
     if (i % Shape::kDim == 0) result.SetLogSum(h, total.LogSum());

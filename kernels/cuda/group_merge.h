@@ -5,9 +5,9 @@
 //               log sums  [slots][heads a kv head]       float, base 2
 //               outs      [slots][heads a kv head][dim]  float
 //
-// 1. A block writes its slot, makes it visible to the device (__threadfence), and then counts up.
-// Who
-//    counts last sees all slots.
+// 1. A block writes its slot; behind a barrier its first thread makes that visible to the device
+//    (__threadfence: what the barrier orders before it is included) and counts up. Who counts last
+//    sees, behind another fence and barrier, all slots.
 // 2. The counter wraps to zero by itself, so no launch has to clear it.
 //
 // Thread safety: device code; every thread of a block calls Finish.
@@ -48,6 +48,12 @@ struct MergeState {
   bool last;
 };
 
+// What the slots of a group are worth to one head.
+struct MergeWeights {
+  float of[kGroupPiecesMax];
+  float sum;
+};
+
 template <typename T>
 class PieceResult {
  public:
@@ -70,42 +76,81 @@ class PieceResult {
     workspace_.log_sums[SlotHead(piece_.slot, head)] = log_sum;
   }
 
+  // Nobody may need the block's dynamic shared memory any more.
   __device__ void Finish() {
     if (piece_.slot < 0) return;
     const DecodeGroup group = p_.plan.groups[piece_.group];
     auto& state = StaticShared<MergeState>();
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
       unsigned* const counter = workspace_.counters + piece_.group * gridDim.y + blockIdx.y;
+      __threadfence();
       state.last = atomicInc(counter, group.slot_count - 1) == group.slot_count - 1u;
+      __threadfence();
     }
     __syncthreads();
     if (!state.last) return;
-    __threadfence();
+    auto* const weights = reinterpret_cast<MergeWeights*>(DynamicShared());
+    const int warps = static_cast<int>(blockDim.x) / kWarpLanes;
+    for (int h = static_cast<int>(threadIdx.x) / kWarpLanes; h < heads_; h += warps) {
+      Weigh(group, h, weights[h]);
+    }
+    __syncthreads();
     const int dim = p_.layer.value_dim;
-    for (int i = threadIdx.x; i < heads_ * dim; i += blockDim.x) Merge(group, i / dim, i % dim);
+    for (int i = 4 * static_cast<int>(threadIdx.x); i < heads_ * dim;
+         i += 4 * static_cast<int>(blockDim.x)) {
+      Merge(group, i / dim, i % dim, weights[i / dim]);
+    }
   }
 
  private:
-  // Number i of a head over all slots. Slots are read past level 1, which may hold what lay there
+  // A warp: lanes have two slots each. Slots are read past level 1, which may hold what lay there
   // before other blocks wrote.
-  __device__ void Merge(const DecodeGroup& group, int head, int i) {
+  __device__ void Weigh(const DecodeGroup& group, int head, MergeWeights& weights) {
+    static_assert(kGroupPiecesMax == 2 * kWarpLanes);
+    const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+    float log_sums[2];
+    for (int i = 0; i < 2; ++i) {
+      const int slot = lane + i * kWarpLanes;
+      log_sums[i] = slot < group.slot_count
+                        ? __ldcg(&workspace_.log_sums[SlotHead(group.slot_begin + slot, head)])
+                        : NegativeInfinity();
+    }
     RunningSoftmax total;
-    total.Clear();
-    for (int s = 0; s < group.slot_count; ++s) {
-      total.most =
-          fmaxf(total.most, __ldcg(&workspace_.log_sums[SlotHead(group.slot_begin + s, head)]));
+    total.most = fmaxf(log_sums[0], log_sums[1]);
+    for (int apart = 1; apart < kWarpLanes; apart *= 2) {
+      total.most = fmaxf(total.most, __shfl_xor_sync(kAllLanes, total.most, apart));
     }
-    float out = 0;
-    for (int s = 0; s < group.slot_count; ++s) {
-      const int64_t at = SlotHead(group.slot_begin + s, head);
-      const float weight = Exp2(__ldcg(&workspace_.log_sums[at]) - total.Base());
+    for (int i = 0; i < 2; ++i) {
+      const float weight = Exp2(log_sums[i] - total.Base());
+      weights.of[lane + i * kWarpLanes] = weight;
       total.sum += weight;
-      out += weight * __ldcg(&workspace_.outs[at * p_.layer.value_dim + i]);
     }
-    Write(head, i, total.sum == 0 ? 0 : out / total.sum);
-    if (i == 0) WriteLse(head, total.LogSum());
+    for (int apart = 1; apart < kWarpLanes; apart *= 2) {
+      total.sum += __shfl_xor_sync(kAllLanes, total.sum, apart);
+    }
+    if (lane != 0) return;
+    weights.sum = total.sum;
+    WriteLse(head, total.LogSum());
+  }
+
+  // Numbers i to i + 3 of a head over all slots, in their order.
+  __device__ void Merge(const DecodeGroup& group, int head, int i, const MergeWeights& weights) {
+    const float* const from =
+        workspace_.outs + SlotHead(group.slot_begin, head) * p_.layer.value_dim + i;
+    const int64_t stride = int64_t{group_heads_} * p_.layer.value_dim;
+    float4 out = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int s = 0; s < group.slot_count; ++s) {
+      const float4 x = __ldcg(reinterpret_cast<const float4*>(from + s * stride));
+      const float weight = weights.of[s];
+      out = make_float4(fmaf(weight, x.x, out.x), fmaf(weight, x.y, out.y),
+                        fmaf(weight, x.z, out.z), fmaf(weight, x.w, out.w));
+    }
+    const float numbers[4] = {out.x, out.y, out.z, out.w};
+    for (int n = 0; n < 4; ++n) {
+      Write(head, i + n, weights.sum == 0 ? 0 : numbers[n] / weights.sum);
+    }
   }
 
   __device__ int64_t SlotHead(int slot, int head) const {

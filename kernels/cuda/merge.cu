@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) MergeKernel(const MergeParams p) {
     for (int i = 0; i < p.parts; ++i) {
       const float lse = p.lses[i][row];
       if (lse == NegativeInfinity()) continue;
-      out += Exp2(lse * kLog2E - total.Base()) * p.outs[i][row * p.dim + at];
+      out = fmaf(Exp2(lse * kLog2E - total.Base()), p.outs[i][row * p.dim + at], out);
     }
     p.out[row * p.dim + at] = total.sum == 0 ? 0 : out / total.sum;
   }

@@ -39,7 +39,7 @@ struct DecodeRow {
   int32_t position = 0;  // sees keys up to this one
 };
 
-struct DecodePiece {
+struct alignas(16) DecodePiece {  // two loads
   int32_t chunk = 0;
   int32_t row = 0;  // below 0: nobody's, see DevicePlan
   int32_t position = 0;
