@@ -146,10 +146,9 @@ class CodesWarp {
     const unsigned long long address = rows_.Key(place);
 #pragma unroll
     for (int i = 0; i < kStepTokens * kRowChunks / kWarpLanes; ++i) {
-      const int chunk = i * kWarpLanes + Lane();
-      const int token = chunk / kRowChunks;
-      const int column = chunk % kRowChunks * 16;
-      const unsigned long long key = __shfl_sync(kAllLanes, address, token);
+      const auto [token, chunk] = RowChunkOf<kWarpLanes, kRowChunks>(i, Lane());
+      const unsigned column = chunk * 16;
+      const unsigned long long key = __shfl_sync(kAllLanes, address, static_cast<int>(token));
       // Sums of integers: what is not visible has no address to add to.
       const unsigned long long from = key + column;
       std::byte* const to = stage + token * Shape::kRowBytes + column;

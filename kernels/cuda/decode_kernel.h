@@ -140,13 +140,12 @@ class DecodeWarp {
   // Asks for 16 keys and values. `key`: of LaneToken(); what is not visible becomes zero, so that a
   // weight of zero makes nothing of it.
   __device__ static void Fetch(unsigned long long key, int64_t value_delta, std::byte* stage) {
-    const int lane = threadIdx.x % kWarpLanes;
+    const unsigned lane = threadIdx.x % kWarpLanes;
 #pragma unroll
     for (int i = 0; i < kStepTokens * kRowChunks / kWarpLanes; ++i) {
-      const int chunk = i * kWarpLanes + lane;
-      const int token = chunk / kRowChunks;
-      const int column = chunk % kRowChunks * 16;
-      const unsigned long long row = __shfl_sync(kAllLanes, key, token);
+      const auto [token, chunk] = RowChunkOf<kWarpLanes, kRowChunks>(i, lane);
+      const unsigned column = chunk * 16;
+      const unsigned long long row = __shfl_sync(kAllLanes, key, static_cast<int>(token));
       // Sums of integers: what is not visible has no address to add to.
       const unsigned long long from = row + column;
       std::byte* const to = stage + token * Shape::kRowBytes + column;

@@ -23,6 +23,22 @@ inline constexpr size_t kStaticSharedBytesMax = 6 * 1024;
 
 constexpr __host__ __device__ int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
+// Rows of kChunks chunks each, copied by kThreads threads together: what thread `mine` of them does
+// in turn `i`. Where a turn is of whole rows the chunk and the row's part that differs by thread
+// are the same in all turns, which the compiler does not find out from one division a turn.
+struct RowChunk {
+  unsigned row;
+  unsigned chunk;
+};
+template <unsigned kThreads, unsigned kChunks>
+__device__ RowChunk RowChunkOf(unsigned i, unsigned mine) {
+  if constexpr (kThreads % kChunks == 0) {
+    return {i * (kThreads / kChunks) + mine / kChunks, mine % kChunks};
+  } else {
+    return {(i * kThreads + mine) / kChunks, (i * kThreads + mine) % kChunks};
+  }
+}
+
 // The shared memory that the launch asked for, aligned to 128 bytes.
 __device__ inline std::byte* DynamicShared() {
 #if defined(LARDER_EMULATED_GPU)

@@ -1,4 +1,4 @@
-// Where the keys of one piece lie: a lane's token to the address of its row in a block.
+// Where keys lie: a token to its place in a block, and to the address of its row.
 //
 // Thread safety: device code.
 #pragma once
@@ -19,6 +19,14 @@ struct KeyPlace {
   int32_t slot = -1;             // token in the block; -1: not visible, and not even looked up
 };
 
+// Tables are not written while a kernel reads them.
+__device__ inline KeyPlace LookUpPlace(std::byte* const* blocks, int32_t token,
+                                       int32_t block_tokens) {
+  const int32_t block = token / block_tokens;
+  return {__ldg(reinterpret_cast<const unsigned long long*>(blocks) + block),
+          token - block * block_tokens};
+}
+
 class KeyRows {
  public:
   __device__ KeyRows(const KvLayer& layer, const SequenceChunk& chunk, const DecodePiece& piece,
@@ -37,11 +45,7 @@ class KeyRows {
   }
 
   __device__ KeyPlace Place(int32_t token) const {
-    if (!Visible(token)) return {};
-    const int32_t block = token / block_tokens_;
-    // Tables are not written while a kernel reads them.
-    return {__ldg(reinterpret_cast<const unsigned long long*>(blocks_) + block),
-            token - block * block_tokens_};
+    return Visible(token) ? LookUpPlace(blocks_, token, block_tokens_) : KeyPlace();
   }
   // The first byte of the token's key; 0: not visible.
   __device__ unsigned long long Key(const KeyPlace& place) const {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/key_rows.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/prefill_shape.h"
 #include "kernels/cuda/prefill_sight.h"
@@ -12,11 +13,11 @@
 
 namespace larder::kernels::cuda {
 
-// Addresses of the keys of a tile and of their scales, two tiles at a time; null: nobody sees it.
+// Addresses of the keys of a tile and of their scales, two tiles at a time; 0: nobody sees it.
 template <typename Shape>
 struct PrefillAddresses {
-  const std::byte* of[2][Shape::kKeys];
-  const std::byte* scale_of[2][Shape::kQuantised ? Shape::kKeys : 1];
+  unsigned long long of[2][Shape::kKeys];
+  unsigned long long scale_of[2][Shape::kQuantised ? Shape::kKeys : 1];
 };
 
 // Brings tiles to their stages.
@@ -33,22 +34,25 @@ class PrefillFetcher {
         stages_(stages),
         addresses_(StaticShared<PrefillAddresses<Shape>>()) {}
 
-  // Addresses of the next tile, into the slot that is its turn. Ends at the last key.
-  __device__ void LookUp() {
+  // Where this thread's key of the next tile lies. Ends at the last key.
+  __device__ KeyPlace LookUp() {
     looked_up_ = sight_.NextTile(looked_up_ + 1, Shape::kKeys);
+    const int32_t key = looked_up_ * Shape::kKeys + static_cast<int32_t>(threadIdx.x);
+    if (threadIdx.x >= Shape::kKeys || !sight_.SeenByAny(key)) return {};
+    return LookUpPlace(blocks_, key, layer_.block_tokens);
+  }
+
+  // Its addresses, into the slot that is the tile's turn. Apart from LookUp, and as late as can be:
+  // this waits for the table.
+  __device__ void Store(const KeyPlace& place) {
     if (threadIdx.x < Shape::kKeys) {
-      const int32_t key = looked_up_ * Shape::kKeys + static_cast<int32_t>(threadIdx.x);
-      const std::byte* row = nullptr;
-      if (sight_.SeenByAny(key)) {
-        const int32_t index = key / layer_.block_tokens;
-        const int32_t slot = key - index * layer_.block_tokens;
-        const std::byte* const block = blocks_[index];
-        row = block + head_offset_ + slot * layer_.token_stride_bytes;
-        if constexpr (Shape::kQuantised) {
-          addresses_.scale_of[slot_][threadIdx.x] = block + scale_offset_ + slot * kScaleBytes;
-        }
+      const bool seen = place.slot >= 0;
+      addresses_.of[slot_][threadIdx.x] =
+          seen ? place.block + head_offset_ + place.slot * layer_.token_stride_bytes : 0;
+      if constexpr (Shape::kQuantised) {
+        addresses_.scale_of[slot_][threadIdx.x] =
+            seen ? place.block + scale_offset_ + place.slot * kScaleBytes : 0;
       }
-      addresses_.of[slot_][threadIdx.x] = row;
     }
     slot_ ^= 1;
   }
@@ -60,10 +64,9 @@ class PrefillFetcher {
     std::byte* const stage = stages_ + slot * Shape::kStageBytes;
 #pragma unroll
     for (int i = 0; i < Shape::kKeys * kChunks / Shape::kThreads; ++i) {
-      const int chunk = i * Shape::kThreads + static_cast<int>(threadIdx.x);
-      const int key = chunk / kChunks;
-      const int column = chunk % kChunks * 16;
-      const auto row = reinterpret_cast<unsigned long long>(addresses_.of[slot][key]);
+      const auto [key, chunk] = RowChunkOf<Shape::kThreads, kChunks>(i, threadIdx.x);
+      const unsigned column = chunk * 16;
+      const unsigned long long row = addresses_.of[slot][key];
       // Sums of integers: what is not visible has no address to add to.
       const unsigned long long from = row + column;
       std::byte* const to = stage + key * Shape::kStageRowBytes + column;
@@ -84,10 +87,10 @@ class PrefillFetcher {
     const int i = static_cast<int>(threadIdx.x);
     if (i >= 2 * Shape::kKeys) return;
     const int key = i % Shape::kKeys;
-    const bool seen = addresses_.of[slot][key] != nullptr;
+    const unsigned long long scale = addresses_.scale_of[slot][key];
     const int64_t delta =
         i < Shape::kKeys ? 0 : layer_.value_scale_offset_bytes - layer_.key_scale_offset_bytes;
-    CopyAsync4(to + i * kScaleBytes, seen ? addresses_.scale_of[slot][key] + delta : nullptr, seen);
+    CopyAsync4(to + i * kScaleBytes, reinterpret_cast<const std::byte*>(scale + delta), scale != 0);
   }
 
   const KvLayer& layer_;

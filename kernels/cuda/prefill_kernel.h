@@ -1,12 +1,12 @@
 // Prefill for keys and values of heads. Internal: compiled once a storage type.
 //
-//   1. tile j has arrived, and everybody is done with tile j - 1
-//   2. tile j + 1 is asked for, into the stage of tile j - 1
-//   3. addresses of tile j + 2 are looked up
+//   1. places of tile j + 2 are looked up
+//   2. tile j has arrived, and everybody is done with tile j - 1
+//   3. tile j + 1 is asked for, into the stage of tile j - 1; addresses of tile j + 2 are stored
 //   4. codes of tile j become f16, once for all warps
 //   5. scores of tile j, masked where need be; softmax; values
 //
-// Warps wait for each other before step 2 and, where there are codes, before step 5.
+// Warps wait for each other before step 3 and, where there are codes, before step 5.
 //
 // Thread safety: device code.
 #pragma once
@@ -107,10 +107,12 @@ __global__ void __launch_bounds__(Shape::kThreads) PrefillKernel(const PrefillPa
   PrefillFetcher<Shape> fetcher(p, chunk, kv_head, sight, stages);
 
   LoadQueries<T, Shape>(p, tile, pairs, kv_head, queries);
-  fetcher.LookUp();
+  const KeyPlace first = fetcher.LookUp();
+  const KeyPlace second = fetcher.LookUp();
+  fetcher.Store(first);
   __syncthreads();
   fetcher.Fetch(0);
-  fetcher.LookUp();
+  fetcher.Store(second);
 
   const int warp_row = static_cast<int>(threadIdx.x) / kWarpLanes * Shape::kWarpRows;
   PrefillWarp<T, Shape> warp(queries + warp_row * Shape::kRowBytes, sight, chunk.position,
@@ -118,10 +120,11 @@ __global__ void __launch_bounds__(Shape::kThreads) PrefillKernel(const PrefillPa
   int stage = 0;
   const auto next = [&](int32_t from) { return sight.NextTile(from, Shape::kKeys); };
   for (int32_t t = next(0); t * Shape::kKeys < sight.end; t = next(t + 1)) {
+    const KeyPlace place = fetcher.LookUp();
     CopyAsyncWait<0>();
     __syncthreads();
     if (next(t + 1) * Shape::kKeys < sight.end) fetcher.Fetch(stage ^ 1);
-    fetcher.LookUp();
+    fetcher.Store(place);
     const std::byte* tile = stages + stage * Shape::kStageBytes;
     const float* scales = nullptr;
     if constexpr (Shape::kQuantised) {

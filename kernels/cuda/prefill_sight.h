@@ -33,9 +33,12 @@ struct PrefillSight {
   __device__ bool SeenByAny(int32_t key) const {
     return key >= begin && key < end && (key >= WindowBegin(first) || key < sinks_end);
   }
+  // Without a branch, hence & and |, and with nothing to keep for a row but its position.
   __device__ bool Seen(int32_t key, int32_t position) const {
-    return key >= begin && key < end && key <= position &&
-           (key >= WindowBegin(position) || key < sinks_end);
+    const uint32_t reach = window > 0 ? static_cast<uint32_t>(window) : 1u << 31;
+    const bool in_window = static_cast<uint32_t>(position - key) < reach;  // and not past position
+    const bool in_sinks = (key < sinks_end) & (key <= position);
+    return (key >= begin) & (key < end) & (in_window | in_sinks);
   }
   // Whether every row sees all of [key, key + count).
   __device__ bool AllSeen(int32_t key, int32_t count) const {

@@ -57,12 +57,17 @@ class PrefillWarp {
       for (int n = 0; n < Shape::kKeys / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int column = ColumnOf(n) + i % 2;
-          if constexpr (Shape::kQuantised) scores[m][n][i] *= scales[column];
-          const bool seen = all_seen || sight_.Seen(key + column, positions_[m][i / 2]);
-          scores[m][n][i] = seen ? scores[m][n][i] * scale_log2 : NegativeInfinity();
+          if constexpr (Shape::kQuantised) scores[m][n][i] *= scales[ColumnOf(n) + i % 2];
+          scores[m][n][i] *= scale_log2;
         }
       }
+    }
+    if (!all_seen) {
+#pragma unroll
+      for (int m = 0; m < Shape::kRowTiles; ++m) Mask(scores[m], positions_[m], key);
+    }
+#pragma unroll
+    for (int m = 0; m < Shape::kRowTiles; ++m) {
       float factors[2];
       Weigh(scores[m], softmax_[m], factors);
       if constexpr (Shape::kQuantised) {
@@ -145,6 +150,21 @@ class PrefillWarp {
   }
 
   using Row = float[Shape::kKeys / 8][4];  // two rows' keys
+
+  // Scores of what a row does not see become -infinity.
+  __device__ void Mask(Row& scores, const int32_t (&positions)[2], int32_t key) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int n = 0; n < Shape::kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& score = scores[n][2 * half + i];
+          score = sight_.Seen(key + ColumnOf(n) + i, positions[half]) ? score : NegativeInfinity();
+        }
+      }
+    }
+  }
 
   // Largest over the lanes that share a row.
   __device__ static float LargestOfRow(float x) {
