@@ -1,7 +1,8 @@
 """Prints the rows that the benchmarks left, as a table: table.py LINES JSON [NAME...].
 
 LINES holds a JSON object a line; JSON, unless empty, is where they go as one list. Of rows that
-were measured beside those asked for nothing is said. Exits with 1 when a NAME has no row.
+were measured beside those asked for nothing is said. A figure that could not be computed is null and
+printed as "-". Exits with 1 when a NAME has no row or a line is no JSON, but prints the others.
 """
 
 import json
@@ -14,12 +15,28 @@ RIGHT = {"value", "ratio"}
 def text(column, value):
     if column == "met":
         return {True: "yes", False: "NO", None: "-"}[value]
+    if value is None:
+        return "-"
     return f"{value:,.4g}" if isinstance(value, float | int) else value
 
 
-def main(lines, target, names):
+def read(lines):
+    """The rows, and whether every line was one."""
+    rows = []
+    right = True
     with open(lines, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+        for line in file:
+            try:
+                row = json.loads(line)
+                rows.append({column: row[column] for column in COLUMNS})
+            except (ValueError, KeyError, TypeError):
+                print(f"{lines}: not a row: {line.rstrip()}", file=sys.stderr)
+                right = False
+    return rows, right
+
+
+def main(lines, target, names):
+    rows, right = read(lines)
     missing = [name for name in names if name not in {row["name"] for row in rows}]
     if names:
         rows = [row for row in rows if row["name"] in names]
@@ -35,7 +52,7 @@ def main(lines, target, names):
             for column, cell, width in zip(COLUMNS, cells, widths)).rstrip())
     for name in missing:
         print(f"run.sh: {name}: no figure of this name was measured", file=sys.stderr)
-    return 1 if missing else 0
+    return 0 if right and not missing else 1
 
 
 if __name__ == "__main__":

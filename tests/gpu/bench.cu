@@ -1,27 +1,34 @@
 // The CUDA kernels' figures: rows for tests/bench/table.py, one line of JSON each.
 //
-//   gpu_bench [PEERS]
+//   gpu_bench [PEERS [FIGURE...]]
+//
+// Each figure by itself: one that fails prints a line of its own to stderr, and the exit status
+// is 1. A figure's name is that of its rows without gpu_; "list" prints all.
 //
 // Workload: one layer of Llama-3-8B, 32 query heads and 8 kv heads of 128, bf16, in blocks of 16
 // tokens and 32 layers (2 MiB) that lie in random order in one arena: as in service, a layer's
 // kernel touches a little of every block. 8 sequences of 32k tokens are 34 GB so; a GPU with less
-// gets blocks of fewer layers. Medians of event times; before each run 256 MiB are written, so
-// level 2 holds none of what is read. Kernels that move bytes are held against a kernel that only
-// reads, Prefill against the tensor cores' published rate and against PyTorch, whose times are
-// lines "name microseconds" in the file PEERS.
+// gets blocks of fewer layers. Numbers are normal, so that tensor cores use as much power as in
+// service. Medians of event times; before each run 256 MiB are read, so level 2 holds none of what
+// is read, and nothing that it would have to write back. Kernels that move bytes are held against a
+// kernel that only reads, Prefill against the tensor cores' published rate and against PyTorch,
+// whose times are lines "name microseconds" in the file PEERS.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <map>
 #include <memory>
 #include <numeric>
+#include <set>
 
 #include "kernels/cuda/blocks.h"
 #include "kernels/cuda/decode.h"
-#include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/prefill.h"
-#include "tests/gpu/check.h"
+#include "tests/gpu/bench_device.h"
 
 namespace larder::gpu_tests {
 namespace {
@@ -36,43 +43,6 @@ constexpr int32_t kKvHeads = 8;
 constexpr int32_t kHeadDim = 128;
 constexpr int32_t kBlockTokens = 16;
 constexpr int32_t kLayersMax = 32;
-constexpr int64_t kFlushBytes = int64_t{256} << 20;
-constexpr int kRuns = 21;
-
-// ---- Time.
-
-class Clock {
- public:
-  Clock() : flush_(kFlushBytes) {
-    Require(cudaStreamCreate(&stream_), "cudaStreamCreate");
-    Require(cudaEventCreate(&begin_), "cudaEventCreate");
-    Require(cudaEventCreate(&end_), "cudaEventCreate");
-  }
-
-  // Median microseconds of launch(stream), which returns a cudaError_t.
-  template <typename Launch>
-  double Microseconds(Launch&& launch) {
-    std::vector<float> runs;
-    for (int i = -3; i < kRuns; ++i) {
-      Require(cudaMemsetAsync(flush_.data(), i, kFlushBytes, stream_), "cudaMemsetAsync");
-      Require(cudaEventRecord(begin_, stream_), "cudaEventRecord");
-      Require(launch(stream_), "a launch");
-      Require(cudaEventRecord(end_, stream_), "cudaEventRecord");
-      Require(cudaEventSynchronize(end_), "a kernel");
-      float milliseconds = 0;
-      Require(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
-      if (i >= 0) runs.push_back(milliseconds * 1000);
-    }
-    std::sort(runs.begin(), runs.end());
-    return runs[kRuns / 2];
-  }
-
- private:
-  DeviceArray<std::byte> flush_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr;
-  cudaEvent_t end_ = nullptr;
-};
 
 // ---- Rows.
 
@@ -85,14 +55,22 @@ struct Row {
   double at_least = 0;  // goal for the ratio; 0: report
 };
 
+// A number for JSON, which has no infinity.
+std::string Number(const char* format, double x) {
+  char text[32] = "null";
+  if (std::isfinite(x)) std::snprintf(text, sizeof(text), format, x);
+  return text;
+}
+
 void Print(const Row& row) {
   char goal[32] = "report";
   if (row.at_least > 0) std::snprintf(goal, sizeof(goal), ">= %.2f", row.at_least);
   const char* const met = row.at_least == 0 ? "null" : row.ratio >= row.at_least ? "true" : "false";
   std::printf(
-      "{\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"against\": \"%s\", "
-      "\"ratio\": %.4g, \"goal\": \"%s\", \"met\": %s}\n",
-      row.name.c_str(), row.value, row.unit, row.against.c_str(), row.ratio, goal, met);
+      "{\"name\": \"%s\", \"value\": %s, \"unit\": \"%s\", \"against\": \"%s\", "
+      "\"ratio\": %s, \"goal\": \"%s\", \"met\": %s}\n",
+      row.name.c_str(), Number("%.6g", row.value).c_str(), row.unit, row.against.c_str(),
+      Number("%.4g", row.ratio).c_str(), goal, met);
   std::fflush(stdout);
 }
 
@@ -121,36 +99,22 @@ struct Machine {
   }
 };
 
-// ---- What is read.
-
-__global__ void ReadKernel(const uint4* from, int64_t count, uint4* sink) {
-  uint4 sum = make_uint4(0, 0, 0, 0);
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += 4 * stride) {
-    for (int64_t j = i; j < min(i + 4 * stride, count); j += stride) {
-      const uint4 x = from[j];
-      sum = make_uint4(sum.x ^ x.x, sum.y ^ x.y, sum.z ^ x.z, sum.w ^ x.w);
-    }
-  }
-  // So that reading is not left out.
-  if ((sum.x & sum.y & sum.z & sum.w) == 0x9e3779b9) *sink = sum;
-}
-
+// What the other figures are held against.
 void MeasureReading(Machine& m) {
   constexpr int64_t kBytes = int64_t{1} << 30;
   const DeviceArray<std::byte> from(kBytes);
   DeviceArray<uint4> sink(1);
-  const double us = m.clock.Microseconds([&](cudaStream_t stream) {
-    ReadKernel<<<m.device.multiProcessorCount * 8, 256, 0, stream>>>(
-        reinterpret_cast<const uint4*>(from.data()), kBytes / 16, sink.data());
-    return cudaGetLastError();
+  m.read_bytes_us = kBytes / m.clock.Microseconds([&](cudaStream_t stream) {
+    return Read(from.data(), kBytes, sink.data(), stream);
   });
-  m.read_bytes_us = kBytes / us;
+}
+
+void PrintReading(Machine& m) {
   int clock_khz = 0;
   int bus_bits = 0;
   cudaDeviceGetAttribute(&clock_khz, cudaDevAttrMemoryClockRate, 0);
   cudaDeviceGetAttribute(&bus_bits, cudaDevAttrGlobalMemoryBusWidth, 0);
-  const double peak = 2e-6 * clock_khz * bus_bits / 8;  // GB/s
+  const double peak = 2e-6 * clock_khz * bus_bits / 8;  // GB/s; 0: the driver does not say
   Print({"gpu_read", m.read_bytes_us / 1000, "GB/s", Text("the memory's own rate: %.0f GB/s", peak),
          m.read_bytes_us / 1000 / peak});
 }
@@ -171,7 +135,11 @@ class Kv {
     layer = LayerOf(geometry, geometry.layers / 2);
     const int64_t stride = (BlockBytes(geometry) + 4095) / 4096 * 4096;
     arena_ = std::make_unique<DeviceArray<std::byte>>(blocks * stride);
-    Require(cudaMemset(arena_->data(), 0x3c, arena_->size()), "cudaMemset");
+    Fill(dtype, arena_->data(), blocks * stride);
+    // As bytes of a float32 0x3c is 0.0115: what codes' scales are.
+    Require(cudaMemset2D(arena_->data() + NumberBytes(geometry), stride, 0x3c, ScaleBytes(geometry),
+                         blocks),
+            "cudaMemset2D");
     std::vector<int64_t> order(blocks);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937(1));
@@ -214,10 +182,10 @@ void MeasureDecode(Machine& m, const std::string& name, DType stored, int32_t se
   const DeviceArray<DecodePiece> pieces(plan.pieces);
   const DeviceArray<DecodeGroup> groups(plan.groups);
   const DeviceArray<SequenceChunk> chunks(kv.chunks);
-  const DeviceArray<uint16_t> q(std::vector<uint16_t>(sequences * kQHeads * kHeadDim, 0x3c00));
-  DeviceArray<uint16_t> out(q.size());
+  const auto q = Normal(DecodeQueryType(kv.layer), int64_t{sequences} * kQHeads * kHeadDim);
+  DeviceArray<uint16_t> out(q->size());
   DecodeParams p{.layer = kv.layer, .q_heads = kQHeads, .scale = 0.088f, .plan = {}};
-  p.q = q.data();
+  p.q = q->data();
   p.out = out.data();
   p.q_stride = p.out_stride = kQHeads * kHeadDim;
   p.out_dtype = DecodeQueryType(kv.layer);
@@ -241,11 +209,10 @@ void MeasurePrefill(Machine& m, const std::string& name, int32_t cached, int32_t
       kv.chunks, {kKvHeads, kQHeads / kKvHeads, kHeadDim, m.device.multiProcessorCount});
   const DeviceArray<PrefillTile> tiles(plan.tiles);
   const DeviceArray<SequenceChunk> chunks(kv.chunks);
-  const DeviceArray<uint16_t> q(
-      std::vector<uint16_t>(int64_t{tokens} * kQHeads * kHeadDim, 0x3c00));
-  DeviceArray<uint16_t> out(q.size());
+  const auto q = Normal(DType::kBf16, int64_t{tokens} * kQHeads * kHeadDim);
+  DeviceArray<uint16_t> out(q->size());
   PrefillParams p{.layer = kv.layer, .q_heads = kQHeads, .scale = 0.088f, .plan = {}};
-  p.q = q.data();
+  p.q = q->data();
   p.out = out.data();
   p.q_stride = p.out_stride = kQHeads * kHeadDim;
   p.out_dtype = DType::kBf16;
@@ -266,19 +233,18 @@ void MeasureAppend(Machine& m, const std::string& name, DType stored) {
   kv.chunks[0].tokens = kTokens;
   const DeviceArray<SequenceChunk> chunks(kv.chunks);
   const DeviceArray<int32_t> begins(std::vector<int32_t>{0, kTokens});
-  const std::vector<uint16_t> ones(int64_t{kTokens} * kKvHeads * kHeadDim, 0x3f80);
-  const DeviceArray<uint16_t> k(ones);
-  const DeviceArray<uint16_t> v(ones);
+  const auto k = Normal(DType::kBf16, int64_t{kTokens} * kKvHeads * kHeadDim);
+  const auto v = Normal(DType::kBf16, int64_t{kTokens} * kKvHeads * kHeadDim);
   const DeviceArray<float> angles(std::vector<float>(kTokens * kHeadDim, 0.7f));
   const kernels::cuda::AppendParams p{.layer = kv.layer,
                                       .batch = {chunks.data(), begins.data(), 1, kTokens},
-                                      .k = k.data(),
+                                      .k = k->data(),
                                       .k_stride = kKvHeads * kHeadDim,
-                                      .v = v.data(),
+                                      .v = v->data(),
                                       .v_stride = kKvHeads * kHeadDim,
                                       .rotation = {angles.data(), 0, kHeadDim}};
   const double us = m.clock.Microseconds([&](cudaStream_t stream) { return Append(p, stream); });
-  m.PrintBytes(name, us, 2.0 * ones.size() * 2 + kv.layer_bytes);
+  m.PrintBytes(name, us, 2.0 * k->size() * 2 + kv.layer_bytes);
 }
 
 void MeasureCopy(Machine& m) {
@@ -308,15 +274,15 @@ void MeasureCopy(Machine& m) {
 void MeasureRows(Machine& m) {
   constexpr int32_t kRows = 8192;
   constexpr int32_t kDim = 4096;
-  const DeviceArray<uint16_t> x(std::vector<uint16_t>(int64_t{kRows} * kDim, 0x3f80));
-  const DeviceArray<uint16_t> y(std::vector<uint16_t>(int64_t{kRows} * kDim, 0x3f80));
-  DeviceArray<uint16_t> out(x.size());
+  const auto x = Normal(DType::kBf16, int64_t{kRows} * kDim);
+  const auto y = Normal(DType::kBf16, int64_t{kRows} * kDim);
+  DeviceArray<uint16_t> out(x->size());
   const double norm_us = m.clock.Microseconds([&](cudaStream_t stream) {
-    return kernels::cuda::RmsNorm({.x = x.data(),
+    return kernels::cuda::RmsNorm({.x = x->data(),
                                    .x_stride = kDim,
                                    .out = out.data(),
                                    .out_stride = kDim,
-                                   .weight = y.data(),
+                                   .weight = y->data(),
                                    .rows = kRows,
                                    .dim = kDim,
                                    .epsilon = 1e-5f},
@@ -324,8 +290,8 @@ void MeasureRows(Machine& m) {
   });
   m.PrintBytes("gpu_rms_norm_8k", norm_us, 2.0 * 2 * kRows * kDim);
   const double silu_us = m.clock.Microseconds([&](cudaStream_t stream) {
-    return kernels::cuda::SiluMul({.gate = x.data(),
-                                   .up = y.data(),
+    return kernels::cuda::SiluMul({.gate = x->data(),
+                                   .up = y->data(),
                                    .in_stride = kDim,
                                    .out = out.data(),
                                    .out_stride = kDim,
@@ -336,30 +302,67 @@ void MeasureRows(Machine& m) {
   m.PrintBytes("gpu_silu_mul_8k", silu_us, 3.0 * 2 * kRows * kDim);
 }
 
-int Main(int argc, char** argv) {
+struct Figure {
+  const char* name;
+  void (*measure)(Machine&);
+};
+
+constexpr Figure kFigures[] = {
+    {"read", PrintReading},
+    {"decode_1x4k", [](Machine& m) { MeasureDecode(m, "decode_1x4k", DType::kBf16, 1, 4096, 0); }},
+    {"decode_8x4k", [](Machine& m) { MeasureDecode(m, "decode_8x4k", DType::kBf16, 8, 4096, 0); }},
+    {"decode_32x4k",
+     [](Machine& m) { MeasureDecode(m, "decode_32x4k", DType::kBf16, 32, 4096, 0.85); }},
+    {"decode_8x16k",
+     [](Machine& m) { MeasureDecode(m, "decode_8x16k", DType::kBf16, 8, 16384, 0.85); }},
+    {"decode_8x32k",
+     [](Machine& m) { MeasureDecode(m, "decode_8x32k", DType::kBf16, 8, 32768, 0.85); }},
+    {"decode_8x32k_e4m3",
+     [](Machine& m) { MeasureDecode(m, "decode_8x32k_e4m3", DType::kF8E4M3, 8, 32768, 0.75); }},
+    {"decode_8x32k_int8",
+     [](Machine& m) { MeasureDecode(m, "decode_8x32k_int8", DType::kI8, 8, 32768, 0); }},
+    {"prefill_1k_over_7k", [](Machine& m) { MeasurePrefill(m, "prefill_1k_over_7k", 7168, 1024); }},
+    {"prefill_8k", [](Machine& m) { MeasurePrefill(m, "prefill_8k", 0, 8192); }},
+    {"append_8k", [](Machine& m) { MeasureAppend(m, "gpu_append_8k", DType::kBf16); }},
+    {"append_8k_e4m3", [](Machine& m) { MeasureAppend(m, "gpu_append_8k_e4m3", DType::kF8E4M3); }},
+    {"copy_64_blocks", MeasureCopy},
+    {"rows", MeasureRows}};
+
+void Measure(const Figure& figure, const char* peers) {
   Machine m;
   Require(cudaGetDeviceProperties(&m.device, 0), "cudaGetDeviceProperties");
-  if (argc > 1) {
-    std::ifstream file(argv[1]);
-    std::string name;
-    double us = 0;
-    while (file >> name >> us) m.peers_us[name] = us;
-  }
+  std::ifstream file(peers);
+  std::string name;
+  double us = 0;
+  while (file >> name >> us) m.peers_us[name] = us;
   MeasureReading(m);
-  MeasureDecode(m, "decode_1x4k", DType::kBf16, 1, 4096, 0);
-  MeasureDecode(m, "decode_8x4k", DType::kBf16, 8, 4096, 0);
-  MeasureDecode(m, "decode_32x4k", DType::kBf16, 32, 4096, 0.85);
-  MeasureDecode(m, "decode_8x16k", DType::kBf16, 8, 16384, 0.85);
-  MeasureDecode(m, "decode_8x32k", DType::kBf16, 8, 32768, 0.85);
-  MeasureDecode(m, "decode_8x32k_e4m3", DType::kF8E4M3, 8, 32768, 0.75);
-  MeasureDecode(m, "decode_8x32k_int8", DType::kI8, 8, 32768, 0);
-  MeasurePrefill(m, "prefill_1k_over_7k", 7168, 1024);
-  MeasurePrefill(m, "prefill_8k", 0, 8192);
-  MeasureAppend(m, "gpu_append_8k", DType::kBf16);
-  MeasureAppend(m, "gpu_append_8k_e4m3", DType::kF8E4M3);
-  MeasureCopy(m);
-  MeasureRows(m);
-  return 0;
+  figure.measure(m);
+}
+
+// A process a figure: a kernel that fails takes its whole process's GPU with it.
+bool MeasureApart(const Figure& figure, const char* peers) {
+  const pid_t child = fork();
+  if (child == 0) {
+    Measure(figure, peers);
+    std::exit(0);
+  }
+  int status = 0;
+  const bool right = child > 0 && waitpid(child, &status, 0) == child && status == 0;
+  if (!right) std::fprintf(stderr, "%s: failed\n", figure.name);
+  return right;
+}
+
+int Main(int argc, char** argv) {
+  const std::set<std::string> wanted(argv + std::min(argc, 2), argv + argc);
+  bool right = true;
+  for (const Figure& figure : kFigures) {
+    if (wanted.contains("list")) {
+      std::printf("%s\n", figure.name);
+    } else if (wanted.empty() || wanted.contains(figure.name)) {
+      right = MeasureApart(figure, argc > 1 ? argv[1] : "") && right;
+    }
+  }
+  return right ? 0 : 1;
 }
 
 }  // namespace
