@@ -28,8 +28,10 @@ def read(lines):
         for line in file:
             try:
                 row = json.loads(line)
-                rows.append({column: row[column] for column in COLUMNS})
-            except (ValueError, KeyError, TypeError):
+                if not row.keys() >= set(COLUMNS):
+                    raise ValueError
+                rows.append(row)
+            except (ValueError, AttributeError):
                 print(f"{lines}: not a row: {line.rstrip()}", file=sys.stderr)
                 right = False
     return rows, right
