@@ -90,7 +90,7 @@ class MlaWarp {
       fetch(next);
       next = place(fetched);
       const std::byte* const stage = ring_ + tile % Shape::kStages * Shape::kStageBytes;
-      float scores[Shape::kScoreTiles][4] = {};
+      float scores[Shape::kScoreTiles][4];
       Score(stage, tile * kMlaTokens, scores);
       __syncthreads();
       Weigh(scores);
@@ -162,6 +162,9 @@ class MlaWarp {
     const std::byte* const queries =
         queries_ + (FirstScoredTile() * kTileHeads + Lane() % 8) * Shape::kRowBytes +
         Lane() / 8 * 16;
+    // Sums of every other product: a warp of one tile has two chains of 18 instead of one of 36.
+    constexpr int kOdd = Shape::kScoreTiles == 1 ? 1 : 0;
+    float sums[1 + kOdd][Shape::kScoreTiles][4] = {};
 #pragma unroll 2
     for (int part = 0; part < kLatentRowDim / 16; part += 2) {
       uint32_t k[2][4];
@@ -170,15 +173,16 @@ class MlaWarp {
       for (int tile = 0; tile < Shape::kScoreTiles; ++tile) {
         uint32_t q[4];
         LoadMatrix4(q, queries + tile * kTileHeads * Shape::kRowBytes + part * 32);
-        Mma<T>(scores[tile], k[0], {q[0], q[1]});
-        Mma<T>(scores[tile], k[1], {q[2], q[3]});
+        Mma<T>(sums[0][tile], k[0], {q[0], q[1]});
+        Mma<T>(sums[kOdd][tile], k[1], {q[2], q[3]});
       }
     }
     const int first = token + TokenTile() * kStepTokens + Lane() / 4;
     const bool visible[2] = {rows_.Visible(first), rows_.Visible(first + 8)};
     for (int tile = 0; tile < Shape::kScoreTiles; ++tile) {
       for (int i = 0; i < 4; ++i) {
-        scores[tile][i] = visible[i / 2] ? scores[tile][i] * scale_log2_ : NegativeInfinity();
+        const float sum = kOdd == 0 ? sums[0][tile][i] : sums[0][tile][i] + sums[kOdd][tile][i];
+        scores[tile][i] = visible[i / 2] ? sum * scale_log2_ : NegativeInfinity();
       }
       for (int i = 0; i < 2; ++i) {
         float most = fmaxf(scores[tile][i], scores[tile][i + 2]);
