@@ -5,7 +5,9 @@
 namespace larder::kernels::cuda {
 namespace {
 
-constexpr int kAppendWarps = 8;
+constexpr int kAppendWarps = 4;
+constexpr int kAppendHeads = 4;  // of a warp, where there are many rows
+constexpr int kAppendRowsMany = 512;
 constexpr int kUnit = 4;                          // numbers that a lane has at a time
 constexpr int kUnitsOfWarp = kUnit * kWarpLanes;  // numbers that a warp has at a time
 constexpr int kUnitsMax = kAppendDimMax / kUnitsOfWarp;
@@ -95,44 +97,80 @@ __device__ inline int ChunkOf(const DeviceBatch& batch, int row) {
   return low;
 }
 
-// A warp a key, value or query.
+// One key, value or query of a row.
+template <typename T>
+struct AppendHead {
+  bool query;
+  bool value;
+  int own;  // number among the row's queries, values or keys
+  int dim;
+  const T* from;
+
+  __device__ AppendHead(const AppendArgs<T>& args, int64_t row, int head)
+      : query(head >= args.heads_stored),
+        value(!query && head >= args.layer.kv_heads),
+        own(head - (query   ? args.heads_stored
+                    : value ? args.layer.kv_heads
+                            : 0)),
+        dim(value ? args.layer.value_dim : args.layer.key_dim),
+        from((query   ? args.q + row * args.q_stride
+              : value ? args.v + row * args.v_stride
+                      : args.k + row * args.k_stride) +
+             own * dim) {}
+};
+
+// Stores x as key or value `head` of a token, at `slot` of `block`.
 template <typename T, typename S, int kUnits>
+__device__ void StoreHead(const KvLayer& layer, const AppendHead<T>& head, const Units<kUnits>& x,
+                          std::byte* block, int slot) {
+  std::byte* const to = block + (head.value ? layer.value_offset_bytes : layer.key_offset_bytes) +
+                        head.own * layer.head_stride_bytes + slot * layer.token_stride_bytes;
+  if constexpr (kIsQuantised<S>) {
+    std::byte* const scale =
+        block + (head.value ? layer.value_scale_offset_bytes : layer.key_scale_offset_bytes) +
+        head.own * layer.head_scale_stride_bytes + slot * kScaleBytes;
+    StoreCodes<S, kUnits>(x, to, reinterpret_cast<float*>(scale), head.dim);
+  } else {
+    ForUnits<kUnits>(head.dim,
+                     [&](int u, int i) { StoreFour(reinterpret_cast<S*>(to) + i, x[u]); });
+  }
+}
+
+// A warp has up to kHeads keys, values and queries of a row, all loaded before the first is worked
+// on, and finds the row's block once for them. Blocks: (row, part of its heads).
+template <typename T, typename S, int kUnits, int kHeads>
 __global__ void __launch_bounds__(kAppendWarps* kWarpLanes) AppendKernel(AppendArgs<T> args) {
-  const int64_t index = int64_t{blockIdx.x} * kAppendWarps + threadIdx.x / kWarpLanes;
-  if (index >= int64_t{args.batch.rows} * args.heads) return;
-  const int row = static_cast<int>(index / args.heads);
-  const int head = static_cast<int>(index % args.heads);
-  const KvLayer& layer = args.layer;
-  const bool query = head >= args.heads_stored;
-  const bool value = !query && head >= layer.kv_heads;
-  const int dim = value ? layer.value_dim : layer.key_dim;
-  const int own = query ? head - args.heads_stored : value ? head - layer.kv_heads : head;
-  const T* const from =
-      query ? args.q + row * args.q_stride + int64_t{own} * dim
-            : (value ? args.v + row * args.v_stride : args.k + row * args.k_stride) +
-                  int64_t{own} * dim;
-  Units<kUnits> x;
-  ForUnits<kUnits>(dim, [&](int u, int i) { x[u] = LoadFour(from + i); });
-  if (!value && args.rotation.cos_sin != nullptr) Rotate<kUnits>(x, from, dim, args.rotation, row);
-  if (query) {
-    __syncwarp();  // partners have been read
-    T* const to = args.q + row * args.q_stride + int64_t{own} * dim;
-    return ForUnits<kUnits>(dim, [&](int u, int i) { StoreFour(to + i, x[u]); });
+  const int row = static_cast<int>(blockIdx.x);
+  const int first = static_cast<int>(blockIdx.y * kAppendWarps * kHeads + threadIdx.x / kWarpLanes);
+  if (first >= args.heads) return;
+  FourBits<T> bits[kHeads][kUnits];
+#pragma unroll
+  for (int n = 0; n < kHeads; ++n) {
+    if (first + n * kAppendWarps >= args.heads) break;
+    const AppendHead<T> head(args, row, first + n * kAppendWarps);
+    ForUnits<kUnits>(head.dim, [&](int u, int i) { bits[n][u] = LoadFourBits(head.from + i); });
   }
   const int chunk_index = ChunkOf(args.batch, row);
   const SequenceChunk& chunk = args.batch.chunks[chunk_index];
   const int position = chunk.position + row - args.batch.row_begins[chunk_index];
-  const int slot = position % layer.block_tokens;
-  std::byte* const block = chunk.blocks[position / layer.block_tokens];
-  std::byte* const to = block + (value ? layer.value_offset_bytes : layer.key_offset_bytes) +
-                        own * layer.head_stride_bytes + slot * layer.token_stride_bytes;
-  if constexpr (kIsQuantised<S>) {
-    std::byte* const scale =
-        block + (value ? layer.value_scale_offset_bytes : layer.key_scale_offset_bytes) +
-        own * layer.head_scale_stride_bytes + slot * kScaleBytes;
-    StoreCodes<S, kUnits>(x, to, reinterpret_cast<float*>(scale), dim);
-  } else {
-    ForUnits<kUnits>(dim, [&](int u, int i) { StoreFour(reinterpret_cast<S*>(to) + i, x[u]); });
+  const int slot = position % args.layer.block_tokens;
+  std::byte* const block = chunk.blocks[position / args.layer.block_tokens];
+#pragma unroll
+  for (int n = 0; n < kHeads; ++n) {
+    if (first + n * kAppendWarps >= args.heads) break;
+    const AppendHead<T> head(args, row, first + n * kAppendWarps);
+    Units<kUnits> x;
+    ForUnits<kUnits>(head.dim, [&](int u, int) { x[u] = FourOf<T>(bits[n][u]); });
+    if (!head.value && args.rotation.cos_sin != nullptr) {
+      Rotate<kUnits>(x, head.from, head.dim, args.rotation, row);
+    }
+    if (!head.query) {
+      StoreHead<T, S, kUnits>(args.layer, head, x, block, slot);
+      continue;
+    }
+    __syncwarp();  // partners have been read
+    T* const to = args.q + (head.from - args.q);
+    ForUnits<kUnits>(head.dim, [&](int u, int i) { StoreFour(to + i, x[u]); });
   }
 }
 
@@ -152,13 +190,16 @@ cudaError_t LaunchAppend(const AppendParams& params, cudaStream_t stream) {
                      .heads = 0};
   const bool queries = params.q != nullptr && params.rotation.cos_sin != nullptr;
   args.heads = args.heads_stored + (queries ? params.q_heads : 0);
-  const int64_t warps = int64_t{params.batch.rows} * args.heads;
-  const LaunchShape shape{
-      .blocks = dim3(static_cast<unsigned>((warps + kAppendWarps - 1) / kAppendWarps)),
-      .threads = kAppendWarps * kWarpLanes};
   const bool wide = layer.key_dim > kUnitsOfWarp || layer.value_dim > kUnitsOfWarp;
-  return wide ? Launch(AppendKernel<T, S, kUnitsMax>, shape, stream, args)
-              : Launch(AppendKernel<T, S, 1>, shape, stream, args);
+  // Many rows fill the GPU with fewer warps, that have more to do while they wait.
+  const int heads_of_warp = wide || params.batch.rows < kAppendRowsMany ? 1 : kAppendHeads;
+  const LaunchShape shape{
+      .blocks = dim3(static_cast<unsigned>(params.batch.rows),
+                     static_cast<unsigned>(CeilDiv(args.heads, kAppendWarps * heads_of_warp))),
+      .threads = kAppendWarps * kWarpLanes};
+  if (wide) return Launch(AppendKernel<T, S, kUnitsMax, 1>, shape, stream, args);
+  return heads_of_warp == 1 ? Launch(AppendKernel<T, S, 1, 1>, shape, stream, args)
+                            : Launch(AppendKernel<T, S, 1, kAppendHeads>, shape, stream, args);
 }
 
 template <typename T>

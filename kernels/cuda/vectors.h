@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/numbers.h"
 #include "kernels/quantise.h"
@@ -28,17 +29,28 @@ inline constexpr bool kIsQuantised<E4m3> = true;
 template <>
 inline constexpr bool kIsQuantised<Int8> = true;
 
-// Numbers [0, 4) of `from`, which is aligned to four of them.
+// Four numbers as they are stored. Apart from what they mean, so that a load need not be waited for
+// where it is asked for.
 template <typename T>
-__device__ inline float4 LoadFour(const T* from) {
+using FourBits = std::conditional_t<sizeof(T) == 4, float4, uint2>;
+
+template <typename T>
+__device__ inline FourBits<T> LoadFourBits(const T* from) {
+  return *reinterpret_cast<const FourBits<T>*>(from);
+}
+template <typename T>
+__device__ inline float4 FourOf(FourBits<T> bits) {
   if constexpr (sizeof(T) == 4) {
-    return *reinterpret_cast<const float4*>(from);
+    return bits;
   } else {
-    const uint2 words = *reinterpret_cast<const uint2*>(from);
-    const float2 a = Unpack<T>(words.x);
-    const float2 b = Unpack<T>(words.y);
+    const float2 a = Unpack<T>(bits.x);
+    const float2 b = Unpack<T>(bits.y);
     return make_float4(a.x, a.y, b.x, b.y);
   }
+}
+template <typename T>
+__device__ inline float4 LoadFour(const T* from) {
+  return FourOf<T>(LoadFourBits(from));
 }
 
 // To nearest, ties to even.

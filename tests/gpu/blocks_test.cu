@@ -296,6 +296,22 @@ void AppendsTheShapesOfModels(uint32_t seed) {
   }
 }
 
+// So many rows that a warp has several heads, some warps fewer than others.
+void AppendsManyRows(uint32_t seed) {
+  for (const DType stored : {DType::kBf16, DType::kF8E4M3}) {
+    for (const auto& [kv_heads, q_heads] : {std::pair{8, 32}, {3, 5}, {1, 0}}) {
+      AppendRun({.stored = stored,
+                 .kv_heads = kv_heads,
+                 .q_heads = q_heads,
+                 .dim = 16,
+                 .rope_dim = 16,
+                 .chunks = {{0, 300}, {13, 301}}},
+                seed)
+          .Run();
+    }
+  }
+}
+
 // Rows that have no usable scale, each kind at each end of a row.
 void RowsWithoutAScale(uint32_t) {
   constexpr int32_t kDim = 128;
@@ -413,6 +429,7 @@ int main(int argc, char** argv) {
   return RunCases(argc, argv,
                   std::vector<Case>{{"appends_random_shapes", 60, AppendsRandomShapes},
                                     {"appends_the_shapes_of_models", 1, AppendsTheShapesOfModels},
+                                    {"appends_many_rows", 1, AppendsManyRows},
                                     {"rows_without_a_scale", 1, RowsWithoutAScale},
                                     {"copies_blocks", 10, CopiesBlocks},
                                     {"refuses_what_it_cannot_do", 1, RefusesWhatItCannotDo}});
