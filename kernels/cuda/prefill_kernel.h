@@ -65,31 +65,38 @@ __device__ void StoreTile(const PrefillParams& p, const PrefillTile& tile, int p
   }
 }
 
+// Eight codes as f16.
+template <typename S>
+__device__ uint4 HalfOfCodes(uint32_t a, uint32_t b) {
+  return make_uint4(F16x2Of(S{}, a), F16x2Of(S{}, a >> 16), F16x2Of(S{}, b), F16x2Of(S{}, b >> 16));
+}
+
 // A stage's codes to f16 where they are multiplied.
 template <typename S, typename Shape>
 __device__ void ConvertTile(const std::byte* stage, std::byte* tile) {
   constexpr int kChunks = Shape::kStoredBytes / 16;
 #pragma unroll
   for (int i = 0; i < 2 * Shape::kKeys * kChunks / Shape::kThreads; ++i) {
-    const int chunk = i * Shape::kThreads + static_cast<int>(threadIdx.x);
-    const int row = chunk / kChunks;  // values' follow keys', here and there
-    const uint4 codes = *reinterpret_cast<const uint4*>(stage + chunk * 16);
-    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-    auto* const to = reinterpret_cast<uint4*>(tile + row * Shape::kRowBytes + chunk % kChunks * 32);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t a = words[2 * half];
-      const uint32_t b = words[2 * half + 1];
-      to[half] = make_uint4(F16x2Of(S{}, a), F16x2Of(S{}, a >> 16), F16x2Of(S{}, b),
-                            F16x2Of(S{}, b >> 16));
-    }
+    // Values' rows follow keys', here and there.
+    const auto [row, chunk] = RowChunkOf<Shape::kThreads, kChunks>(i, threadIdx.x);
+    const uint4 codes =
+        *reinterpret_cast<const uint4*>(stage + (i * Shape::kThreads + threadIdx.x) * 16);
+    const uint4 low = HalfOfCodes<S>(codes.x, codes.y);
+    const uint4 high = HalfOfCodes<S>(codes.z, codes.w);
+    // Eight lanes store at a time, 32 bytes apart: four of them their low halves, four their high
+    // ones, or each bank would be asked for twice.
+    const unsigned swapped = chunk / 4 % 2;
+    auto* const to = reinterpret_cast<uint4*>(tile + row * Shape::kRowBytes + chunk * 32);
+    to[swapped] = swapped != 0 ? high : low;
+    to[1 - swapped] = swapped != 0 ? low : high;
   }
 }
 
 // T: what is multiplied. S: what is stored, T itself or codes. A plan's tile is one block's, or,
 // where the device has no shared memory for that, the share of two with half the rows each.
 template <typename T, typename S, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads) PrefillKernel(const PrefillParams p) {
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksLeast)
+    PrefillKernel(const PrefillParams p) {
   const unsigned blocks_of_tile = p.plan.tile_rows / Shape::kRows;
   PrefillTile tile = p.plan.tiles[blockIdx.x / blocks_of_tile];
   tile.pair += static_cast<int32_t>(blockIdx.x % blocks_of_tile) * Shape::kRows;

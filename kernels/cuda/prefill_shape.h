@@ -37,6 +37,7 @@ struct PrefillShape {
   static constexpr int kHalfStageBytes = kHalfTileBytes;
   static constexpr int kStageBytes = kTileBytes;
   static constexpr size_t kSharedBytes = size_t{kRows} * kRowBytes + 2 * kStageBytes;
+  static constexpr int kBlocksLeast = 0;  // an SM; 0: as ptxas likes
 };
 
 // With one row tile a warp: two and what scales need are more than 255 registers.
@@ -51,6 +52,8 @@ struct PrefillCodesShape : PrefillShape<kHeadDim, 1> {
   static constexpr int kStageBytes = kScalesAt + 2 * Base::kKeys * kScaleBytes;
   static constexpr size_t kSharedBytes =
       size_t{Base::kRows} * Base::kRowBytes + Base::kTileBytes + 2 * kStageBytes;
+  // For a third block of heads of 96 ptxas would spill.
+  static constexpr int kBlocksLeast = 2;
 };
 
 }  // namespace larder::kernels::cuda
