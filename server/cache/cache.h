@@ -364,7 +364,10 @@ class Cache {
   // Pins each block of [begin, end) where a worker is to read it, and says where.
   std::vector<SlotRun> PinBest(Lease& lease, uint32_t begin, uint32_t end)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Where a block is read; GPU that is lost only where it is nowhere else.
   std::optional<Tier> BestTier(const TreeBlock& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether a lookup may match it: not where it is only in GPU that is lost.
+  bool Offered(const TreeBlock& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Durable(const TreeBlock& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Slot TakeSlot(ModelState& model, Tier tier, bool drop_dirty) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint64_t LowWaterSlots(const ModelState& model, Tier tier) const

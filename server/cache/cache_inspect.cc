@@ -118,7 +118,7 @@ absl::StatusOr<Explanation> Cache::Explain(ModelId id, std::span<const uint32_t>
       const TreeBlock& block = part.node->blocks[i];
       const std::array<bool, kTierCount> in = {static_cast<bool>(block.slot[0]),
                                                static_cast<bool>(block.slot[1]), Durable(block)};
-      if (!BestTier(block)) {
+      if (!Offered(block)) {
         lost = true;
         break;
       }

@@ -95,7 +95,7 @@ absl::StatusOr<Cache::Probe> Cache::MatchInMemory(SessionId session, ModelId mod
   const uint32_t matched = probe.at.end;
   for (const PathPart& part : tree.PathTo(probe.at, probe.start)) {
     for (uint32_t i = part.begin; i < part.end && !probe.lost_block; ++i) {
-      if (BestTier(part.node->blocks[i])) continue;
+      if (Offered(part.node->blocks[i])) continue;
       probe.lost_block = true;
       probe.at.end = part.node->begin + i;
     }

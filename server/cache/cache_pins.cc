@@ -28,10 +28,16 @@ bool Cache::Durable(const TreeBlock& block) const {
 }
 
 std::optional<Tier> Cache::BestTier(const TreeBlock& block) const {
-  if (block.In(Tier::kGpu)) return Tier::kGpu;
+  if (block.In(Tier::kGpu) && !gpu_lost_) return Tier::kGpu;
   if (block.In(Tier::kHost)) return Tier::kHost;
   if (Durable(block)) return Tier::kNvme;
+  if (block.In(Tier::kGpu)) return Tier::kGpu;
   return std::nullopt;
+}
+
+bool Cache::Offered(const TreeBlock& block) const {
+  const std::optional<Tier> best = BestTier(block);
+  return best && !(*best == Tier::kGpu && gpu_lost_);
 }
 
 // --- Pins --------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ TEST(LostGpu, IsGivenUpCopyByCopy) {
   f.cache().LoseGpu();
   f.cache().CheckInvariants();
   EXPECT_EQ(f.Where(durable), (Tiers{0, 3, 0}));
-  EXPECT_EQ(f.Where(held), (Tiers{4, 0, 0}));
+  EXPECT_EQ(f.Matched(held), 0u);
   EXPECT_EQ(f.Matched(only_there), 0u);
-  EXPECT_EQ(f.cache().Stats().tiers[Index(Tier::kGpu)].blocks, 4u);
+  EXPECT_EQ(f.cache().Stats().tiers[Index(Tier::kGpu)].blocks, 4u);  // held
 
   const LeaseId empty = f.EmptyLease();
   EXPECT_TRUE(absl::IsUnavailable(f.cache().Reserve(f.session, empty, 0, 1, Tier::kGpu).status()));
@@ -68,6 +68,27 @@ TEST(LostGpu, EndsFlushesOfWhatIsOnlyThere) {
   ASSERT_TRUE(f.world.Settle());
   ASSERT_EQ(ends.size(), 3u);
   EXPECT_TRUE(ends[2].ok()) << ends[2];
+  f.cache().CheckInvariants();
+}
+
+// What a lost device holds is still there while a lease or a copy has it, and for nobody else.
+TEST(LostGpu, OffersNothingOfIt) {
+  Fixture f({.gpu = 32, .host = 64, .nvme = 64});
+  const Tokens held = Prompt("held", 4);
+  const Tokens moving = Prompt("moving", 3);
+  const LeaseId lease = f.Hold(held, Tier::kGpu);
+  const LeaseId flushed = f.Hold(moving, Tier::kGpu);
+  ASSERT_TRUE(f.cache().Flush(f.session, flushed, [](absl::Status) {}).ok());
+  f.Release(flushed);
+  ASSERT_FALSE(f.world.mover.idle());
+
+  f.cache().LoseGpu();
+  EXPECT_EQ(f.Matched(moving), 0u);
+  EXPECT_EQ(f.Matched(held), 0u);
+  f.Store(held);  // anew, by another worker: now HOST has it too
+  EXPECT_EQ(f.Matched(held), 4u);
+  f.Release(lease);
+  EXPECT_EQ(f.Where(held), (Tiers{0, 4, 0}));
   f.cache().CheckInvariants();
 }
 
