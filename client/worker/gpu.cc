@@ -10,6 +10,7 @@ namespace larder::worker {
 
 absl::Status FromCuda(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
+  static_cast<void>(cudaGetLastError());  // which would be taken for a later launch's
   const std::string text = absl::StrCat("CUDA: ", what, ": ", cudaGetErrorString(error));
   switch (error) {
     case cudaErrorMemoryAllocation:
@@ -82,10 +83,7 @@ absl::StatusOr<GpuGraph> Gpu::Capture(absl::FunctionRef<void()> launch) {
   cudaGraphExec_t exec = nullptr;
   if (status.ok()) status = FromCuda(cudaGraphInstantiate(&exec, graph, 0), "a graph");
   if (graph != nullptr) cudaGraphDestroy(graph);
-  if (!status.ok()) {
-    cudaGetLastError();  // which would be taken for a later launch's
-    return status;
-  }
+  if (!status.ok()) return status;
   return GpuGraph(exec, cudaGraphExecDestroy);
 }
 

@@ -32,12 +32,12 @@ class Uploader {
       const Tensor& tensor = weights_.tensor(name);
       Write(tensor, type, at);
       at += tensor.rows * tensor.columns * kernels::BytesOf(type);
-      weights_.Release(name);
+      // A copy of pageable memory may read it until then, and the staged tensor is read by a kernel.
+      if (gpu_.Finish().ok()) weights_.Release(name);
     }
   }
 
  private:
-  // A copy of pageable memory has left it when the call returns, so it may be released then.
   void Write(const Tensor& tensor, DType type, std::byte* to) {
     const DType from = KernelDtype(tensor.dtype);
     std::byte* target = to;
