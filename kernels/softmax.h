@@ -35,14 +35,24 @@ void MultiplyRow(float* numbers, const float* scales, int32_t tokens, float leas
 }
 
 // Scores to weights exp(score - most); their greatest score, and the weights' sum. Where nothing is
-// seen the greatest is -infinity, and there are no weights and no sum.
+// seen the greatest is -infinity, and there are no weights and no sum. A score that is NaN is none
+// of the greatest, which it must not hide or become, and makes the sum NaN; where all that are seen
+// are NaN, the greatest is 0.
 template <typename V>
 void Softmax(float* scores, int32_t tokens, float& most, float& sum) {
   using F = typename V::F;
   F lanes = V::Set(-HUGE_VALF);
-  for (int32_t i = 0; i < tokens; i += V::kLanes) lanes = V::Max(lanes, V::Load(scores + i));
+  F all = V::Zero();
+  for (int32_t i = 0; i < tokens; i += V::kLanes) {
+    const F score = V::Load(scores + i);
+    lanes = V::Max(score, lanes);  // of two of which one is NaN, the second
+    all = V::Add(all, score);
+  }
   most = V::MaxOf(lanes);
-  if (most == -HUGE_VALF) return;
+  if (most == -HUGE_VALF) {
+    if (!__builtin_isnan(V::SumOf(all))) return;
+    most = 0;
+  }
   const F maximum = V::Set(most);
   F sums = V::Zero();
   for (int32_t i = 0; i < tokens; i += V::kLanes) {

@@ -121,5 +121,36 @@ TEST_P(CodesTest, AVisibleScaleThatIsNanIsNotHidden) {
   }
 }
 
+// A key that is NaN where nothing else of its piece is seen, or nothing else of its tile: its row is
+// NaN, alone and beside another.
+TEST_P(CodesTest, ANanThatIsAllOfAPieceIsNotHidden) {
+  struct Place {
+    int32_t token;
+    int32_t window;  // 0: none
+  };
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF8E4M3, DType::kI8}) {
+    const TestLayer layer = HeadsLayer(dtype, 1, 64, 16);
+    for (const auto [token, window] : {Place{0, 0}, Place{31, 1}, Place{31, 0}, Place{256, 0}}) {
+      const PagedKv kv(layer, 300, 1);
+      std::memset(kv.At(token, 0, false), 0xff, IsQuantised(dtype) ? 64 : 64 * BytesOf(dtype));
+      if (IsQuantised(dtype)) std::memset(kv.ScaleAt(token, 0, false), 0xff, kScaleBytes);
+      AttentionCase c;
+      c.params.layer = layer.layer;
+      c.params.q_heads = 1;
+      c.params.scale = 1;
+      c.params.window = window;
+      c.chunks = {{kv.table(), token, 1}, {kv.table(), token, 2}};
+      std::mt19937 random(1);
+      c.q = RandomFloats(random, 3 * 64);
+      const AttentionResult result = RunAttention(c, GetParam(), 1);
+      for (const int row : {0, 1}) {
+        EXPECT_TRUE(std::isnan(result.out[row * 64]) && std::isnan(result.lse[row]))
+            << "dtype " << static_cast<int>(dtype) << ", token " << token << ", row " << row;
+      }
+      EXPECT_EQ(std::isnan(result.out[2 * 64]), window != 1);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace larder::kernels::testing
