@@ -13,8 +13,10 @@
 namespace larder::kernels {
 
 // A weight is multiplied by its value's scale as zero if it is less than this, e^-59.6 of the
-// piece's largest. The product might be subnormal, and each multiplication by such a number takes
-// an Intel CPU 130 cycles.
+// piece's largest, whatever the scale is. The product might be subnormal, and each multiplication
+// by such a number takes an Intel CPU 130 cycles. That is prevented for scales of 2^-40 and more;
+// of smaller ones, down to the 2^-126 that quantise.h allows, products may still be subnormal:
+// slow, and of fewer bits.
 inline constexpr float kWeightMin = 0x1p-86f;
 
 // Scores of the tokens that a bit of `hidden` is set for: nothing.

@@ -7,17 +7,15 @@
 //   | 16 keys    16 values         |  -- V^T (d x 16) * P^T (16 x 8) --> O^T (d x 8 heads)
 //   +------------------------------+
 //
-// 1. Warp w takes the steps w, w + 4, w + 8 ... of the piece: 16 tokens each, from a multiple of 16
-// on.
+// 1. Warp w takes the steps w, w + 4, w + 8 ... of the piece: 16 tokens each, from a multiple
+//    of 16 on.
 // 2. A step that was asked for kStages steps ago has arrived; scores, weights, values; then its
-// stage is
-//    asked for anew. Lanes only wait for lanes of their own warp.
+//    stage is asked for anew. Lanes only wait for lanes of their own warp.
 // 3. In fragments a lane holds two heads, 2t and 2t + 1, of S^T and O^T alike, so a new maximum
-// scales
-//    O without an exchange; P^T becomes the right side of a product by one transposition
+//    scales O without an exchange; P^T becomes the right side of a product by one transposition
 //    (movmatrix).
 // 4. The four warps' results meet in shared memory, then those of the group's pieces
-// (group_merge.h).
+//    (group_merge.h).
 //
 // Thread safety: device code.
 #pragma once

@@ -16,7 +16,9 @@ inline constexpr int kTileHeads = 8;    // columns of a product
 // Blocks for which an SM of 228 KiB has the shared memory, 1 KiB a block for the system and 512
 // bytes for WarpSums; at most those that have registers enough not to spill. ptxas, told so, uses
 // what they leave; left alone it saves registers for blocks that there is no room for, and loads
-// and products wait for each other.
+// and products wait for each other. 228 KiB are sm_90's, whatever is compiled for: an SM of sm_80
+// has 164 KiB and room for fewer blocks, with fewer registers each than it could give them. It is
+// not tuned.
 constexpr int BlocksOfSm(size_t shared_bytes, int most) {
   return std::min(static_cast<int>(228 * 1024 / (shared_bytes + 1536)), most);
 }

@@ -2,17 +2,16 @@
 // 512, and all heads read the same. Internal: compiled once a storage type.
 //
 //   tile     32 rows, in a ring of three that the whole block reads
-//   scores   S^T = K Q^T: warp w has 16 of the 32 tokens and some of the heads; queries lie in
-//   shared memory values   O^T += V^T P^T: warp w has all heads and its part of the 512 numbers
+//   scores   S^T = K Q^T: warp w has 16 of the 32 tokens and some of the heads;
+//            queries lie in shared memory
+//   values   O^T += V^T P^T: warp w has all heads and its part of the 512 numbers
 //
 // 1. After the first barrier of a tile it has arrived, and nobody reads the tile before it any
-// more: its
-//    place is asked for anew.
+//    more: its place is asked for anew.
 // 2. Before the second each warp leaves its heads' largest scores, before the third its weights, as
 //    fragments: the transposed right side of the second product, lane by lane.
 // 3. Every warp keeps the running maximum of every head that it multiplies values for, and computes
-// the
-//    same from the same numbers.
+//    the same from the same numbers.
 //
 // Thread safety: device code.
 #pragma once

@@ -84,7 +84,8 @@ __device__ void ConvertTile(const std::byte* stage, std::byte* tile) {
     const uint4 low = HalfOfCodes<S>(codes.x, codes.y);
     const uint4 high = HalfOfCodes<S>(codes.z, codes.w);
     // Eight lanes store at a time, 32 bytes apart: four of them their low halves, four their high
-    // ones, or each bank would be asked for twice.
+    // ones, or each bank would be asked for twice. Heads of 96, of 6 chunks, still ask some twice:
+    // their eight lanes lie in two rows.
     const unsigned swapped = chunk / 4 % 2;
     auto* const to = reinterpret_cast<uint4*>(tile + row * Shape::kRowBytes + chunk * 32);
     to[swapped] = swapped != 0 ? high : low;

@@ -6,9 +6,11 @@
 //
 // Fragments of a 16x8x16 product, lane = 4 g + t (PTX ISA, "Matrix Fragments for mma.m16n8k16"):
 //
-//   a[0] A[g][2t, 2t+1]    a[1] A[g+8][2t, 2t+1]    a[2] A[g][2t+8, 2t+9]    a[3] A[g+8][2t+8,
-//   2t+9] b[0] B[2t, 2t+1][g]    b[1] B[2t+8, 2t+9][g] d[0] D[g][2t]    d[1] D[g][2t+1]    d[2]
-//   D[g+8][2t]    d[3] D[g+8][2t+1]
+//   a[0] A[g][2t, 2t+1]      a[1] A[g+8][2t, 2t+1]
+//   a[2] A[g][2t+8, 2t+9]    a[3] A[g+8][2t+8, 2t+9]
+//   b[0] B[2t, 2t+1][g]      b[1] B[2t+8, 2t+9][g]
+//   d[0] D[g][2t]            d[1] D[g][2t+1]
+//   d[2] D[g+8][2t]          d[3] D[g+8][2t+1]
 //
 // A matrix of LoadMatrix is 8 rows of 8 16-bit numbers; lane 8 i + r gives the address of row r of
 // matrix i. Lane 4 g + t then holds [g][2t, 2t+1] in r[i]; transposed [2t, 2t+1][g].
