@@ -404,6 +404,7 @@ Daemon::Impl::~Impl() {
   cleaner_.reset();
   metrics_server_.reset();
   rpc_.reset();
+  if (gpu_ != nullptr && gpu_->reader() != nullptr) gpu_->reader()->Stop();
   if (gpu_ != nullptr && handover_ != nullptr && handover_->AnyHolder()) gpu_->LeaveToProcessEnd();
   handover_.reset();
   link_.Disconnect();

@@ -34,6 +34,7 @@ void GpuReader::Read(uint32_t rank, std::byte* from, std::span<std::byte> to, Co
   std::byte* buffer = nullptr;
   {
     absl::MutexLock lock(&mu_);
+    LARDER_CHECK(!stopped_);
     if (free_.empty()) {
       waiting_.push_back(std::move(job));
       return;
@@ -42,6 +43,16 @@ void GpuReader::Read(uint32_t rank, std::byte* from, std::span<std::byte> to, Co
     free_.pop_back();
   }
   Start(buffer, std::move(job));
+}
+
+void GpuReader::Stop() {
+  std::deque<Job> waiting;
+  {
+    absl::MutexLock lock(&mu_);
+    stopped_ = true;
+    waiting.swap(waiting_);
+  }
+  for (Job& job : waiting) job.done(absl::CancelledError("the daemon stops"));
 }
 
 void GpuReader::Start(std::byte* buffer, Job job) {

@@ -40,6 +40,10 @@ class GpuReader {
   void Read(uint32_t rank, std::byte* from, std::span<std::byte> to, Copier::DoneFn done)
       ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Reads that wait fail with CANCELLED, those under way end. To be called before the copier stops,
+  // which must get no batch from then on; no Read may follow.
+  void Stop() ABSL_LOCKS_EXCLUDED(mu_);
+
  private:
   struct Job {
     uint32_t rank = 0;
@@ -59,6 +63,7 @@ class GpuReader {
   absl::Mutex mu_;
   std::vector<std::byte*> free_ ABSL_GUARDED_BY(mu_);
   std::deque<Job> waiting_ ABSL_GUARDED_BY(mu_);
+  bool stopped_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace larder

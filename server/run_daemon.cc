@@ -53,6 +53,7 @@ int RunDaemon(const Config& config, DaemonHooks hooks) {
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(config, std::move(hooks));
   if (!daemon.ok()) {
     Log(LogLevel::kError, "cannot start", {{"why", std::string(daemon.status().message())}});
+    if (CudaDevice::AnyAbandoned()) _exit(1);
     return 1;
   }
   std::printf("larderd ready: %s\n", (*daemon)->Summary().c_str());

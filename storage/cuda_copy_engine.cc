@@ -16,10 +16,6 @@ constexpr unsigned long kTimerSlackNs = 1000;  // NOLINT: prctl's type
 // Of a device that is lost; its last batches are in no hurry.
 constexpr std::chrono::microseconds kPollLost{10000};
 
-// How long copies may go on after an error of their context, of which the driver tears down all
-// that it runs. That takes milliseconds.
-constexpr std::chrono::milliseconds kSettle{1000};
-
 constexpr unsigned kNonBlocking = 0x1;    // CU_STREAM_*: not ordered with the null stream
 constexpr unsigned kDisableTiming = 0x2;  // CU_EVENT_*
 
@@ -176,7 +172,8 @@ void CudaCopyEngine::Poll(std::vector<Finished>& finished) {
     CudaStatus status = driver.Status(code, "copy");
     if (!lane.failure.ok()) status = lane.failure;
     if (!status.ok()) Lose(status);
-    if (code != 0 && lane.direction == kToHost) continue;  // invariant 5
+    lane.settles = code != 0 && lane.direction == kToHost;
+    if (lane.settles) continue;
     progress_ = Clock::now();
     finished.push_back({std::exchange(lane.done, nullptr), std::move(status)});
   }
@@ -200,9 +197,13 @@ void CudaCopyEngine::FailQueued(std::vector<Finished>& finished) {
 
 // Invariants 4 and 5, and the end of the destructor's patience.
 void CudaCopyEngine::FailStalled(std::vector<Finished>& finished) {
-  const bool failed = !lost_.ok() && lost_.code != kCudaTimeout;
-  const auto patience = failed ? kSettle : options_.stall_limit;
-  if (!Busy() || Clock::now() - progress_ < patience) return;
+  const auto quiet = Clock::now() - progress_;
+  for (Lane& lane : lanes_) {
+    if (lane.done == nullptr || !lane.settles || quiet < options_.settle) continue;
+    lane.settles = false;
+    finished.push_back({std::exchange(lane.done, nullptr), lost_});
+  }
+  if (!Busy() || quiet < options_.stall_limit) return;
   Lose({kCudaTimeout, "no copy has ended for " + std::to_string(options_.stall_limit.count()) +
                           " ms: the device hangs"});
   bool stopping;
@@ -212,7 +213,7 @@ void CudaCopyEngine::FailStalled(std::vector<Finished>& finished) {
   }
   device_->Abandon();
   for (Lane& lane : lanes_) {
-    if (lane.done == nullptr || (lane.direction == kToHost && !failed && !stopping)) continue;
+    if (lane.done == nullptr || (lane.direction == kToHost && !stopping)) continue;
     finished.push_back({std::exchange(lane.done, nullptr), lost_});
   }
 }

@@ -58,6 +58,9 @@ class CudaCopyEngine {
     int streams_each_way = 3;
     // A device with PCIe 3 needs 1 ms for 12 MiB.
     std::chrono::milliseconds stall_limit{10000};
+    // How long copies may go on after an error of their context, of which the driver tears down all
+    // that it runs. That takes milliseconds.
+    std::chrono::milliseconds settle{1000};
     DoneFn on_lost = [](const CudaStatus&) {};
   };
 
@@ -91,6 +94,7 @@ class CudaCopyEngine {
     CudaEvent* event = nullptr;
     DoneFn done;  // none: the lane is free
     CudaStatus failure;
+    bool settles = false;  // the driver has answered with an error (invariant 5)
   };
   struct Finished {
     DoneFn done;

@@ -165,7 +165,7 @@ TEST_F(CudaCopyEngineTest, AllUnderWayFailWithIt) {
 
 // The context's error is the answer to every question, also while a copy to host is under way.
 TEST_F(CudaCopyEngineTest, ACopyToHostOutlivesAnothersError) {
-  Start();
+  Start({.settle = std::chrono::seconds(60)});
   FakeCudaSet("hold=1");
   CopyWaiter down;
   CopyWaiter up;
