@@ -20,6 +20,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14
 #endif
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21U << 26)
+#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25  // Linux 6.1
 #endif
@@ -75,7 +78,7 @@ void* MapShared(int fd, uint64_t bytes) {
   const uint64_t before = -reinterpret_cast<uintptr_t>(room) % kHugePage;
   std::byte* const base = static_cast<std::byte*>(room) + before;
   if (before > 0) ::munmap(room, before);
-  if (before < kHugePage) ::munmap(base + bytes, kHugePage - before);
+  ::munmap(base + bytes, kHugePage - before);
   void* const mapped = ::mmap(base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
   if (mapped == MAP_FAILED) {
     const int error = errno;
@@ -87,7 +90,7 @@ void* MapShared(int fd, uint64_t bytes) {
 
 // One attempt: a file of the right size and kind, mapped, no page touched yet.
 absl::StatusOr<Mapping> MapNewFile(const Arena::Options& options, bool hugetlb) {
-  const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (hugetlb ? MFD_HUGETLB : 0);
+  const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (hugetlb ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
   UniqueFd fd(::memfd_create(options.name.c_str(), flags));
   if (!fd) return ErrnoStatus(absl::StrCat("arena ", options.name, ": memfd_create"), errno);
   if (::ftruncate(fd.get(), static_cast<off_t>(options.bytes)) != 0) {
@@ -113,21 +116,22 @@ absl::StatusOr<Mapping> MapNewFile(const Arena::Options& options) {
                                   " are left to others (", room.bound_by, ")"));
   }
   auto mapping = MapNewFile(options, /*hugetlb=*/false);
-  if (mapping.ok() && options.huge_pages) {
-    ::madvise(mapping->base, options.bytes, MADV_HUGEPAGE);  // a hint; may be refused
+  if (mapping.ok()) {  // a hint; may be refused
+    ::madvise(mapping->base, options.bytes, options.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   }
   return mapping;
 }
 
 // Puts huge pages behind all of a range, even where shmem_enabled is "never". A block is then one
-// piece of memory to a drive, not 512, most of which take 254 or fewer at a time. False: the kernel
-// cannot, or has none left. Never a signal.
+// piece of memory to a drive, not 512, most of which take 254 or fewer at a time. Where a page was in
+// use (EAGAIN) it stays small. False: the kernel cannot, or has none left. Never a signal.
 bool PopulateHuge(std::byte* base, uint64_t bytes) {
   // A huge page that has nothing in it is not made.
   for (uint64_t at = 0; at < bytes; at += kHugePage) {
     if (::madvise(base + at, kSlotGranule, MADV_POPULATE_WRITE) != 0) return false;
   }
-  return ::madvise(base, bytes, MADV_COLLAPSE) == 0;
+  return ::madvise(base, bytes, MADV_COLLAPSE) == 0 ||
+         (errno == EAGAIN && ::madvise(base, bytes, MADV_COLLAPSE) == 0) || errno == EAGAIN;
 }
 
 // Allocates the pages of one range. 0 or an errno; never a signal.
@@ -225,6 +229,10 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const Options& options) {
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Map(int fd, uint64_t bytes) {
   UniqueFd owned(fd);
   if (absl::Status status = CheckForeignFile(fd, bytes); !status.ok()) return status;
+  if (IsHugetlb(fd) && bytes % kHugePage != 0) {  // the kernel would map more
+    return absl::InvalidArgumentError(absl::StrCat(
+        "arena: bytes is ", bytes, ", must be a multiple of ", kHugePage, " of a hugetlb file"));
+  }
   if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) return ErrnoStatus("arena: fcntl(FD_CLOEXEC)", errno);
   void* base = MapShared(fd, bytes);
   if (base == MAP_FAILED) {

@@ -69,11 +69,9 @@ uint64_t HugeKib(const void* base) {
 
 // Whether this kernel makes huge pages on demand, and has one left.
 bool KernelCollapses() {
-  constexpr uint64_t kHugePage = 2 << 20;
-  std::vector<std::byte> memory(2 * kHugePage, std::byte{1});
-  auto* const begin =
-      memory.data() + -reinterpret_cast<uintptr_t>(memory.data()) % kHugePage;
-  return ::madvise(begin, kHugePage, 25 /*MADV_COLLAPSE*/) == 0;
+  auto small = Create(kBytes, /*huge_pages=*/false);
+  ::madvise(small->base(), kBytes, MADV_HUGEPAGE);
+  return ::madvise(small->base(), kBytes, 25 /*MADV_COLLAPSE*/) == 0;
 }
 
 TEST(Arena, LiesInHugePages) {
