@@ -194,7 +194,8 @@ describe_machine() {
   for command in 'uname -a' 'ldd --version' 'nproc' 'free -m' 'df -h .' 'cmake --version' \
     "${CUDACXX:-nvcc} --version" "${CXX:-c++} --version" 'nvidia-smi -L' 'nvidia-smi -q'; do
     printf '$ %s\n' "$command"
-    $command || true
+    # shellcheck disable=SC2086  # its words
+    limited 30 $command || true
   done
 }
 describe_machine >"$logs/machine.log" 2>&1
@@ -259,7 +260,8 @@ decode_rate() {
   stage "$1" 60 "$programs/larder-worker" generate --json --device cuda \
     --random-weights tests/bench/qwen2_0_5b.json --tokens "$(seq -s, 1 16)" --max-tokens 1024 \
     --pool-bytes 256MiB "${@:2}" || return
-  rate=$(grep -o '"decode_tokens_per_second":[0-9.]*' "$(log_of "$1")" | cut -d : -f 2)
+  rate=$(grep -o '"decode_tokens_per_second":[0-9.]*' "$(log_of "$1")" | cut -d : -f 2) ||
+    { record "$1" 'failed: it prints no rate' 0 && return 1; }
 }
 
 # With CUDA graphs and without.
@@ -281,8 +283,8 @@ launched one by one: %.6g tokens/s\", \"ratio\": %.4g, \"goal\": \">= 1.00\", \"
 restores() {
   local folder
   starts larder-worker || return 0
-  "$programs/larder-worker" generate --device cuda --model tests/model/tiny_qwen2 --tokens 1 \
-    --max-tokens 1 --pool-bytes 1MiB >"$logs/worker.log" 2>&1 || true
+  limited 60 "$programs/larder-worker" generate --device cuda --model tests/model/tiny_qwen2 \
+    --tokens 1 --max-tokens 1 --pool-bytes 1MiB >"$logs/worker.log" 2>&1 || true
   if grep -q 'built without CUDA' "$logs/worker.log"; then
     record restores 'skipped: this larder-worker was built without CUDA' 0
     return
@@ -311,7 +313,7 @@ bandwidth() {
 }
 
 measure_peers() {
-  if ! python3 -c 'import torch; torch.zeros(1, device="cuda")' >"$logs/torch.log" 2>&1; then
+  if ! limited 60 python3 -c 'import torch; torch.zeros(1, device="cuda")' >"$logs/torch.log" 2>&1; then
     record peers 'skipped: python3 has no torch that finds the GPU' 0
     return
   fi
@@ -372,7 +374,7 @@ run_sanitizers() {
 # ---- All of it
 
 build_all
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader ||
+limited 30 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader ||
   { record gpu 'skipped: built everything, ran nothing: nvidia-smi is missing or finds no GPU' 0 && exit 2; }
 mapfile -t tests < <(cd "$build" && ctest --show-only | sed -n 's/^ *Test *#[0-9]*: *//p')
 if [[ ${#tests[@]} -eq 0 ]]; then

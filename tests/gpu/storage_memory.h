@@ -55,11 +55,25 @@ inline std::byte* MapPages(Pages pages, uint64_t bytes) {
     fd = ::memfd_create("storage-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge);
     if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) return nullptr;
   }
-  void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                              anonymous ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+  // Where a huge page can begin; the room before it is left alone.
+  const uint64_t huge_page = 2 << 20;
+  std::byte* place = nullptr;
+  if (pages == Pages::kTransparentHuge) {
+    void* const room = ::mmap(nullptr, bytes + huge_page, PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) return nullptr;
+    place = static_cast<std::byte*>(room) + -reinterpret_cast<uintptr_t>(room) % huge_page;
+  }
+  void* const memory = ::mmap(place, bytes, PROT_READ | PROT_WRITE,
+                              (anonymous ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) |
+                                  (place != nullptr ? MAP_FIXED : 0),
+                              fd, 0);
   if (memory == MAP_FAILED) return nullptr;
   if (pages == Pages::kTransparentHuge) ::madvise(memory, bytes, MADV_HUGEPAGE);
   std::memset(memory, 0, bytes);
+  if (pages == Pages::kTransparentHuge && ::madvise(memory, bytes, 25 /*MADV_COLLAPSE*/) != 0) {
+    std::printf("no huge pages on demand: %s\n", std::strerror(errno));
+  }
   if (fd >= 0) {
     ::madvise(memory, bytes, MADV_DONTFORK);
     ::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
