@@ -145,20 +145,30 @@ void StoreRow(DType dtype, const float* from, std::byte* to, int32_t count) {
   StoreRowAs<V, DType::kBf16>(from, to, count);
 }
 
+// Calls move(in order, in split order) with where each run of kSplitWidth<D> floats lies in a row of
+// `count`. The number of floats that are in split order; those behind them are not.
+template <typename V, DType D, typename Move>
+int32_t OverSplitRuns(int32_t count, const Move& move) {
+  constexpr int kVecs = kSplitVecs<V, D>;
+  constexpr int kHalf = kVecs * V::kLanes / 2;
+  constexpr int kWidth = kSplitWidth<D>;
+  int32_t i = 0;
+  if (kVecs == 1) return i;
+  for (; i + 2 * kHalf <= count; i += 2 * kHalf) {
+    for (int n = 0; n < kHalf; n += kWidth) {
+      move(i + 2 * n, i + n);
+      move(i + 2 * n + kWidth, i + kHalf + n);
+    }
+  }
+  return i;
+}
+
 // `from` [count] to the split order of D, and zeros up to a whole vector.
 template <typename V, DType D>
 void SplitRowAs(const float* from, float* to, int32_t count) {
-  constexpr int kHalf = kSplitVecs<V, D> * V::kLanes / 2;
-  constexpr int kWidth = kSplitWidth<D>;
-  int32_t i = 0;
-  if (kSplitVecs < V, D >> 1) {
-    for (; i + 2 * kHalf <= count; i += 2 * kHalf) {
-      for (int n = 0; n < kHalf; n += kWidth) {
-        std::memcpy(to + i + n, from + i + 2 * n, sizeof(float) * kWidth);
-        std::memcpy(to + i + kHalf + n, from + i + 2 * n + kWidth, sizeof(float) * kWidth);
-      }
-    }
-  }
+  int32_t i = OverSplitRuns<V, D>(count, [=](int32_t in_order, int32_t split) {
+    std::memcpy(to + split, from + in_order, sizeof(float) * kSplitWidth<D>);
+  });
   for (; i < count; i += V::kLanes) V::Store(to + i, LoadFloats<V>(from + i, count - i));
 }
 template <typename V>
@@ -171,17 +181,9 @@ void SplitRow(DType dtype, const float* from, float* to, int32_t count) {
 // SplitRow's inverse, without its zeros.
 template <typename V, DType D>
 void JoinRowAs(const float* from, float* to, int32_t count) {
-  constexpr int kHalf = kSplitVecs<V, D> * V::kLanes / 2;
-  constexpr int kWidth = kSplitWidth<D>;
-  int32_t i = 0;
-  if (kSplitVecs < V, D >> 1) {
-    for (; i + 2 * kHalf <= count; i += 2 * kHalf) {
-      for (int n = 0; n < kHalf; n += kWidth) {
-        std::memcpy(to + i + 2 * n, from + i + n, sizeof(float) * kWidth);
-        std::memcpy(to + i + 2 * n + kWidth, from + i + kHalf + n, sizeof(float) * kWidth);
-      }
-    }
-  }
+  const int32_t i = OverSplitRuns<V, D>(count, [=](int32_t in_order, int32_t split) {
+    std::memcpy(to + in_order, from + split, sizeof(float) * kSplitWidth<D>);
+  });
   std::memcpy(to + i, from + i, sizeof(float) * static_cast<size_t>(count - i));
 }
 template <typename V>
