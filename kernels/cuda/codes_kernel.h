@@ -68,34 +68,11 @@ class CodesWarp {
 
   __device__ void Run(const DecodePiece& piece, float scale_log2, std::byte* ring) {
     Clear();
-    const int last = CeilDiv(piece.end, kStepTokens);
-    int step = piece.begin / kStepTokens + static_cast<int>(threadIdx.x) / kWarpLanes;
-    // As decode_kernel.h: looked up before the fetch of the step before it.
-    constexpr int kAhead = Shape::kStages * Shape::kWarps;
-    const auto place = [&](int at) { return rows_.Place(at * kStepTokens + Lane() % kStepTokens); };
-    KeyPlace first[Shape::kStages];
-#pragma unroll
-    for (int i = 0; i < Shape::kStages; ++i) first[i] = place(step + i * Shape::kWarps);
-    KeyPlace next = place(step + kAhead);
-#pragma unroll
-    for (int i = 0; i < Shape::kStages; ++i) {
-      if (step + i * Shape::kWarps < last) Fetch(first[i], ring + i * Shape::kStageBytes);
-      CopyAsyncCommit();
-    }
-    for (int stage = 0; step < last; step += Shape::kWarps) {
-      std::byte* const at = ring + stage * Shape::kStageBytes;
-      CopyAsyncWait<Shape::kStages - 1>();
-      __syncwarp();
-      Step(step * kStepTokens, scale_log2, at);
-      __syncwarp();
-      if (step + kAhead < last) {
-        Fetch(next, at);
-        next = place(step + kAhead + Shape::kWarps);
-      }
-      CopyAsyncCommit();
-      stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
-    }
-    CopyAsyncWait<0>();
+    RunRing<Shape>(
+        piece, ring,
+        [&](int step) { return rows_.Place(step * kStepTokens + Lane() % kStepTokens); },
+        [&](const KeyPlace& place, std::byte* stage) { Fetch(place, stage); },
+        [&](int step, std::byte* stage) { Step(step * kStepTokens, scale_log2, stage); });
     Settle();
   }
 

@@ -24,6 +24,7 @@
 #include "kernels/cuda/decode_shape.h"
 #include "kernels/cuda/decode_variants.h"
 #include "kernels/cuda/group_merge.h"
+#include "kernels/cuda/key_ring.h"
 #include "kernels/cuda/key_rows.h"
 #include "kernels/cuda/numbers.h"
 #include "kernels/cuda/softmax.h"
@@ -58,38 +59,10 @@ class DecodeWarp {
   __device__ void Run(const KeyRows& rows, const DecodePiece& piece, int64_t value_delta,
                       float scale_log2, std::byte* ring) {
     Clear();
-    const int warp = threadIdx.x / kWarpLanes;
-    const int last = CeilDiv(piece.end, kStepTokens);
-    int step = piece.begin / kStepTokens + warp;
-    // Looked up before the fetch of the step before it, so that nobody waits for the table but the
-    // first fetch, and that once for all stages.
-    constexpr int kAhead = Shape::kStages * Shape::kWarps;
-    const auto place = [&](int at) { return rows.Place(at * kStepTokens + LaneToken()); };
-    KeyPlace first[Shape::kStages];
-#pragma unroll
-    for (int i = 0; i < Shape::kStages; ++i) first[i] = place(step + i * Shape::kWarps);
-    KeyPlace next = place(step + kAhead);
-#pragma unroll
-    for (int i = 0; i < Shape::kStages; ++i) {
-      if (step + i * Shape::kWarps < last) {
-        Fetch(rows.Key(first[i]), value_delta, ring + i * Shape::kStageBytes);
-      }
-      CopyAsyncCommit();
-    }
-    for (int stage = 0; step < last; step += Shape::kWarps) {
-      std::byte* const at = ring + stage * Shape::kStageBytes;
-      CopyAsyncWait<Shape::kStages - 1>();
-      __syncwarp();
-      Step(rows, step * kStepTokens, scale_log2, at);
-      __syncwarp();
-      if (step + kAhead < last) {
-        Fetch(rows.Key(next), value_delta, at);
-        next = place(step + kAhead + Shape::kWarps);
-      }
-      CopyAsyncCommit();
-      stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
-    }
-    CopyAsyncWait<0>();
+    RunRing<Shape>(
+        piece, ring, [&](int step) { return rows.Place(step * kStepTokens + LaneToken()); },
+        [&](const KeyPlace& place, std::byte* stage) { Fetch(rows.Key(place), value_delta, stage); },
+        [&](int step, std::byte* stage) { Step(rows, step * kStepTokens, scale_log2, stage); });
     // Lanes 4 apart hold the same heads and other keys.
     for (int tile = 0; tile < kTiles; ++tile) {
       for (RunningSoftmax& head : softmax_[tile]) {
