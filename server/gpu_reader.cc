@@ -1,6 +1,7 @@
 #include "server/gpu_reader.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "storage/check.h"
@@ -26,57 +27,79 @@ GpuReader::GpuReader(Copier& copier, std::shared_ptr<CudaDevice> device,
                      std::unique_ptr<Arena> buffers)
     : copier_(copier), buffers_(std::move(buffers)), registration_(std::move(device), *buffers_) {
   for (uint64_t i = 0; i < kBuffers; ++i) free_.push_back(buffers_->base() + i * kReadBytesMax);
+  thread_ = std::thread([this] { Run(); });
 }
+
+GpuReader::~GpuReader() { Stop(); }
 
 void GpuReader::Read(uint32_t rank, std::byte* from, std::span<std::byte> to, Copier::DoneFn done) {
   LARDER_CHECK(to.size() <= kReadBytesMax);
-  Job job{rank, from, to, std::move(done)};
-  std::byte* buffer = nullptr;
   {
     absl::MutexLock lock(&mu_);
     LARDER_CHECK(!stopped_);
-    if (free_.empty()) {
-      waiting_.push_back(std::move(job));
-      return;
-    }
+    waiting_.push_back({rank, from, to, std::move(done)});
+  }
+  StartWaiting();
+}
+
+void GpuReader::StartWaiting() {
+  std::byte* buffer = nullptr;
+  Copier::Batch batch;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopped_ || waiting_.empty() || free_.empty()) return;
     buffer = free_.back();
     free_.pop_back();
+    Job& job = reading_[buffer] = std::move(waiting_.front());
+    waiting_.pop_front();
+    batch = {{job.rank, job.from, buffer, job.to.size()}};
   }
-  Start(buffer, std::move(job));
+  copier_.Copy(Copier::Direction::kToHost, std::move(batch), [this, buffer](absl::Status status) {
+    absl::MutexLock lock(&mu_);
+    arrived_.emplace_back(buffer, std::move(status));
+  });
+}
+
+void GpuReader::Run() {
+  while (true) {
+    std::byte* buffer = nullptr;
+    absl::Status status;
+    Job job;
+    {
+      absl::MutexLock lock(&mu_);
+      const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        return stopped_ || !arrived_.empty();
+      };
+      mu_.Await(absl::Condition(&due));
+      if (stopped_) return;
+      std::tie(buffer, status) = std::move(arrived_.front());
+      arrived_.pop_front();
+      job = std::move(reading_.extract(buffer).mapped());
+    }
+    if (status.ok()) std::copy_n(buffer, job.to.size(), job.to.data());
+    {
+      absl::MutexLock lock(&mu_);
+      free_.push_back(buffer);
+    }
+    StartWaiting();
+    job.done(std::move(status));
+  }
 }
 
 void GpuReader::Stop() {
-  std::deque<Job> waiting;
   {
     absl::MutexLock lock(&mu_);
     stopped_ = true;
-    waiting.swap(waiting_);
   }
-  for (Job& job : waiting) job.done(absl::CancelledError("the daemon stops"));
-}
-
-void GpuReader::Start(std::byte* buffer, Job job) {
-  Copier::Batch batch = {{job.rank, job.from, buffer, job.to.size()}};
-  copier_.Copy(Copier::Direction::kToHost, std::move(batch),
-               [this, buffer, job = std::move(job)](absl::Status status) {
-                 Done(buffer, job, std::move(status));
-               });
-}
-
-void GpuReader::Done(std::byte* buffer, const Job& job, absl::Status status) {
-  if (status.ok()) std::copy_n(buffer, job.to.size(), job.to.data());
-  Job next;
+  if (thread_.joinable()) thread_.join();
+  std::deque<Job> left;
   {
     absl::MutexLock lock(&mu_);
-    if (waiting_.empty()) {
-      free_.push_back(buffer);
-    } else {
-      next = std::move(waiting_.front());
-      waiting_.pop_front();
-    }
+    left.swap(waiting_);
+    for (auto& [buffer, job] : reading_) left.push_back(std::move(job));
+    reading_.clear();
   }
-  job.done(std::move(status));
-  if (next.done != nullptr) Start(buffer, std::move(next));
+  for (Job& job : left) job.done(absl::CancelledError("the daemon stops"));
 }
 
 }  // namespace larder
