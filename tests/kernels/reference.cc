@@ -1,6 +1,7 @@
 #include "tests/kernels/reference.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -36,6 +37,16 @@ double DecodedE4m3(uint8_t code) {
   return code >> 7 ? -magnitude : magnitude;
 }
 
+// The number of every code.
+const std::array<double, 256>& E4m3Numbers() {
+  static const std::array<double, 256> numbers = [] {
+    std::array<double, 256> all;
+    for (int code = 0; code < 256; ++code) all[code] = DecodedE4m3(static_cast<uint8_t>(code));
+    return all;
+  }();
+  return numbers;
+}
+
 // The largest code where a format saturates, else infinity.
 double Largest(DType dtype) {
   if (dtype == DType::kF8E4M3) return kE4m3Largest;
@@ -51,7 +62,7 @@ double Decoded(DType dtype, const std::byte* from) {
     return x;
   }
   if (dtype == DType::kI8) return static_cast<int8_t>(*from);
-  if (dtype == DType::kF8E4M3) return DecodedE4m3(static_cast<uint8_t>(*from));
+  if (dtype == DType::kF8E4M3) return E4m3Numbers()[static_cast<uint8_t>(*from)];
   uint16_t bits;
   std::memcpy(&bits, from, sizeof(bits));
   const Format format = FormatOf(dtype);
@@ -95,11 +106,12 @@ void Encode(DType dtype, double x, std::byte* to) {
     return;
   }
   if (dtype == DType::kF8E4M3) {
-    // The code whose number is the rounded one, found by looking.
-    for (int code = 0; code < 256; ++code) {
-      const double number = DecodedE4m3(static_cast<uint8_t>(code));
+    // The code whose number is the rounded one, found by looking among those of its sign.
+    const int first = std::signbit(x) ? 128 : 0;
+    for (int code = first; code < first + 128; ++code) {
+      const double number = E4m3Numbers()[code];
       const bool same = std::isnan(rounded) ? std::isnan(number) : number == rounded;
-      if (same && (code >> 7 != 0) == std::signbit(x)) *to = static_cast<std::byte>(code);
+      if (same) *to = static_cast<std::byte>(code);
     }
     return;
   }
