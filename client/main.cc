@@ -5,6 +5,8 @@
 #include "CLI/CLI.hpp"
 #include "client/commands.h"
 #include "client/flags.h"
+#include "client/output.h"
+#include "storage/standard_files.h"
 
 namespace {
 
@@ -53,7 +55,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? larder::cli::kOk : larder::cli::kUsage;
+    const int code = app.exit(error) == 0 ? larder::cli::kOk : larder::cli::kUsage;
+    return larder::cli::FlushOutput("larder", code);
   }
-  return invocation.run();
+  return larder::cli::FlushOutput("larder", invocation.run());
 }

@@ -4,12 +4,17 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <iostream>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/commands.h"
 
 namespace larder::cli {
 namespace {
@@ -34,6 +39,10 @@ Table::Table(std::vector<std::string> titles) : titles_(std::move(titles)) {
 }
 
 void Table::AddRow(std::vector<std::string> cells) {
+  for (std::string& cell : cells) {
+    std::replace_if(
+        cell.begin(), cell.end(), [](char c) { return absl::ascii_iscntrl(c); }, '?');
+  }
   cells.resize(titles_.size());
   rows_.push_back(std::move(cells));
 }
@@ -104,6 +113,16 @@ std::string FormatAge(uint64_t seconds) {
 }
 
 std::string FormatId(uint64_t id) { return absl::StrFormat("%016x", id); }
+
+int FlushOutput(std::string_view program, int exit_code) {
+  errno = 0;
+  std::cout.flush();
+  const bool flushed = std::fflush(stdout) == 0;
+  const char* const why = errno == 0 ? "cannot be written" : std::strerror(errno);
+  if (flushed && std::ferror(stdout) == 0 && std::cout.good()) return exit_code;
+  std::fprintf(stderr, "%.*s: stdout: %s\n", static_cast<int>(program.size()), program.data(), why);
+  return exit_code == kOk ? kFailed : exit_code;
+}
 
 std::string ProgressLine(std::string_view label, uint64_t done, uint64_t total,
                          std::string_view note) {

@@ -18,7 +18,8 @@ class Table {
  public:
   explicit Table(std::vector<std::string> titles);
 
-  // Missing cells are empty; there must not be more cells than titles.
+  // Missing cells are empty; there must not be more cells than titles. Control characters, as
+  // another may have put into a worker's name, become '?': they are orders to a terminal.
   void AddRow(std::vector<std::string> cells);
   bool empty() const { return rows_.empty(); }
 
@@ -37,6 +38,10 @@ std::string FormatPercent(uint64_t part, uint64_t whole);  // 12.3%; "-" of noth
 std::string FormatMicroseconds(double microseconds);       // 870 us, 1.25 ms, 3.10 s
 std::string FormatAge(uint64_t seconds);                   // 42s, 3m12s, 5h07m, 2d03h
 std::string FormatId(uint64_t id);                         // 16 hex digits
+
+// For the end of main: what is still in the buffer of stdout is written. Answers `exit_code`, or
+// kFailed and a line on stderr when not everything printed has got there.
+int FlushOutput(std::string_view program, int exit_code);
 
 // One line on stderr that is drawn over again, at most ten times a second; nothing at all
 // when stderr is not a terminal.

@@ -3,8 +3,10 @@
 
 #include "CLI/CLI.hpp"
 #include "client/commands.h"
+#include "client/output.h"
 #include "client/worker/bench_command.h"
 #include "client/worker/worker_flags.h"
+#include "storage/standard_files.h"
 
 namespace {
 
@@ -31,7 +33,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? larder::cli::kOk : larder::cli::kUsage;
+    const int code = app.exit(error) == 0 ? larder::cli::kOk : larder::cli::kUsage;
+    return larder::cli::FlushOutput("larder-worker", code);
   }
-  return command.run();
+  return larder::cli::FlushOutput("larder-worker", command.run());
 }

@@ -16,6 +16,12 @@ TEST(Table, AlignsColumns) {
             "HOST       7\n");
 }
 
+TEST(Table, GivesATerminalNoOrders) {
+  Table table({"WORKER"});
+  table.AddRow({"a\x1b[2J\nb\x7f caf\xc3\xa9"});
+  EXPECT_EQ(table.Render(), "WORKER\na?[2J?b? caf\xc3\xa9\n");
+}
+
 TEST(Format, Counts) {
   EXPECT_EQ(FormatCount(0), "0");
   EXPECT_EQ(FormatCount(999), "999");
