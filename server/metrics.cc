@@ -181,6 +181,10 @@ void AddCalls(const CallStats& stats, Families& out) {
   }
 }
 
+// A connection that asks for nothing has one of these threads to itself, until it is closed.
+constexpr const char* kThreads = "4";
+constexpr const char* kRequestTimeoutMs = "2000";
+
 constexpr absl::Duration kPokeInterval = absl::Milliseconds(5);
 
 // Begins to connect, and leaves it at that.
@@ -216,12 +220,14 @@ std::vector<MetricFamily> Metrics::Collect() const {
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
     const std::string& address, std::shared_ptr<Metrics> metrics) {
   try {
-    auto exposer = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/1);
+    auto exposer = std::make_unique<prometheus::Exposer>(
+        std::vector<std::string>{"listening_ports", address, "num_threads", kThreads,
+                                 "request_timeout_ms", kRequestTimeoutMs});
     exposer->RegisterCollectable(metrics);
     const std::vector<int> ports = exposer->GetListeningPorts();
     const std::string host = address.substr(0, address.rfind(':'));
-    return std::unique_ptr<MetricsServer>(new MetricsServer(
-        std::move(exposer), std::move(metrics), host, ports.empty() ? 0 : ports[0]));
+    return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(exposer), std::move(metrics),
+                                                            host, ports.empty() ? 0 : ports[0]));
   } catch (const std::exception& error) {
     return absl::UnavailableError(
         absl::StrCat("metrics: ", address, " could not be bound (", error.what(), ")"));

@@ -1,8 +1,15 @@
 #include "server/metrics.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <prometheus/text_serializer.h>
+#include <sys/socket.h>
 
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "storage/unique_fd.h"
 #include "test_server.h"
 
 namespace larder {
@@ -48,6 +55,39 @@ TEST(MetricsServer, RefusesAnAddressThatCannotBeHad) {
   const auto second = MetricsServer::Start(address, metrics);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_NE(second.status().message().find(address), absl::string_view::npos);
+}
+
+// Connects and asks for nothing.
+UniqueFd ConnectTo(int port) {
+  UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  const int result =
+      ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address));
+  EXPECT_EQ(result, 0);
+  return fd;
+}
+
+TEST(MetricsServer, AnswersBesideConnectionsThatAskForNothing) {
+  TestServer server;
+  const auto served = MetricsServer::Start(
+      "127.0.0.1:0", std::make_shared<Metrics>(server.cache(), server.calls(), nullptr, "t"));
+  ASSERT_TRUE(served.ok()) << served.status();
+  const std::string url = (*served)->url();
+  const int port = std::atoi(url.c_str() + url.rfind(':') + 1);
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 6; ++i) silent.push_back(ConnectTo(port));  // more than it has threads
+  const UniqueFd scrape = ConnectTo(port);
+  // Prometheus waits for 10 s; a connection's standard timeout would be 30 s.
+  const timeval patience{.tv_sec = 10, .tv_usec = 0};
+  ::setsockopt(scrape.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+  const std::string request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+  ASSERT_EQ(::send(scrape.get(), request.data(), request.size(), 0), ssize_t(request.size()));
+  char answer[15] = {};
+  EXPECT_EQ(::recv(scrape.get(), answer, sizeof(answer), MSG_WAITALL), ssize_t(sizeof(answer)));
+  EXPECT_EQ(std::string(answer, sizeof(answer)), "HTTP/1.1 200 OK");
 }
 
 }  // namespace
