@@ -46,18 +46,23 @@ absl::StatusOr<ListenAddress> ParseUnix(ListenAddress::Kind kind, absl::string_v
   return address;
 }
 
+// Nothing that gRPC or the metrics' server would read in another way, as they do a comma, a space
+// before the port, or an IPv6 address without brackets, whose end they take for a part of it.
 absl::StatusOr<ListenAddress> ParseTcp(absl::string_view text) {
   const size_t colon = text.rfind(':');
+  absl::string_view host = text.substr(0, colon);
+  const bool brackets = absl::ConsumePrefix(&host, "[") && absl::ConsumeSuffix(&host, "]");
+  const bool whole =
+      !host.empty() && host.find_first_of(brackets ? "[], " : "[],: ") == absl::string_view::npos;
+  const absl::string_view port =
+      colon == absl::string_view::npos ? absl::string_view() : text.substr(colon + 1);
   ListenAddress address;
   address.kind = ListenAddress::Kind::kTcp;
-  if (colon == absl::string_view::npos || colon == 0 ||
-      !absl::SimpleAtoi(text.substr(colon + 1), &address.port) || address.port < 0 ||
-      address.port > 65535) {
+  if (!whole || port.find_first_not_of("0123456789") != absl::string_view::npos ||
+      !absl::SimpleAtoi(port, &address.port) || address.port > 65535) {
     return absl::InvalidArgumentError(
         "allowed are unix:/path, unix-abstract:name and host:port with a port of 0 to 65535");
   }
-  absl::string_view host = text.substr(0, colon);
-  if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
   address.name = std::string(host);
   address.loopback = IsLoopback(address.name);
   return address;

@@ -76,5 +76,13 @@ TEST(ListenAddress, Kinds) {
   EXPECT_EQ(ParseListenAddress("localhost:80")->port, 80);
 }
 
+TEST(ListenAddress, NothingThatOthersReadInAnotherWay) {
+  for (const char* text : {"::1:80", "[::1:80", "::1]:80", "[::1]", "[]:80", ":80", "80", "",
+                           "127.0.0.1: 80", "127.0.0.1:+80", "127.0.0.1:", "127.0.0.1:65536",
+                           "127.0.0.1:1,127.0.0.1:2", "local host:80"}) {
+    EXPECT_FALSE(ParseListenAddress(text).ok()) << text;
+  }
+}
+
 }  // namespace
 }  // namespace larder
