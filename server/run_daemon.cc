@@ -1,5 +1,7 @@
+#include <grpc/support/log.h>
 #include <malloc.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -22,6 +24,11 @@ sigset_t StopSignals() {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  // A terminal that is closed says so, unless nohup was there first.
+  struct sigaction hangup {};
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
+    sigaddset(&signals, SIGHUP);
+  }
   return signals;
 }
 
@@ -41,11 +48,33 @@ void ExitOnNextSignal(const sigset_t& signals) {
   }).detach();
 }
 
+// gRPC's own lines in our format.
+void LogForGrpc(gpr_log_func_args* args) {
+  const bool error = args->severity == GPR_LOG_SEVERITY_ERROR;
+  Log(error ? LogLevel::kWarning : LogLevel::kDebug, "grpc", {{"what", args->message}});
+}
+
+// As many files as may be: shells and containers start with 1,024, which some 340 workers use up.
+void RaiseFileLimit(const Config& config) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  // A worker has a connection here, and each process of its group a hand-over and a pidfd.
+  constexpr uint64_t kOwnFiles = 256;
+  const uint64_t needed = kOwnFiles + config.sessions_max * (1 + 2 * uint64_t{config.gpu_ranks});
+  if (limit.rlim_max >= needed) return;
+  Log(LogLevel::kWarning, "fewer open files are allowed than all workers may need (ulimit -Hn)",
+      {{"allowed", limit.rlim_max}, {"needed", needed}, {"sessions_max", config.sessions_max}});
+}
+
 }  // namespace
 
 int RunDaemon(const Config& config, DaemonHooks hooks) {
   mallopt(M_ARENA_MAX, kMallocArenas);
   signal(SIGPIPE, SIG_IGN);
+  gpr_set_log_function(LogForGrpc);
+  RaiseFileLimit(config);
   // Blocked here, so that no thread started later takes them.
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);

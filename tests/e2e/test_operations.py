@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import stat
@@ -40,6 +41,11 @@ def run_larderd(*args, env=None):
     return subprocess.run([LARDERD, *args], capture_output=True, text=True,
                           timeout=harness.DEADLINE_SECONDS, stdin=subprocess.DEVNULL,
                           env={**environment(), **(env or {})})
+
+
+def run_larder_until_ready(address):
+    harness.wait_until(lambda: run_larder("status", f"--address={address}",
+                                          check=False).returncode == 0, f"{address} answers")
 
 
 class Flags(harness.LarderTest):
@@ -96,7 +102,59 @@ class Flags(harness.LarderTest):
         self.assertIn("none.sock", done.stderr)
 
 
+    def test_a_full_disk_under_stdout_is_an_error(self):
+        with open("/dev/full", "w") as full:
+            for argv in ([harness.LARDER, "--help"], [harness.LARDER, "size", "--layers=4", "--kv-heads=2", "--head-dim=64"],
+                         [harness.LARDER_WORKER, "--help"], [LARDERD, "--help"]):
+                with self.subTest(argv=argv):
+                    done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True,
+                                          timeout=harness.DEADLINE_SECONDS, env=environment())
+                    self.assertEqual(done.returncode, 1, done.stderr)
+                    self.assertIn("No space left on device", done.stderr)
+
+    def test_log_lines_are_json_also_those_of_grpc(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            done = run_larderd(f"--listen={address}", "--host-bytes=4MiB", "--log-json")
+        self.assertEqual(done.returncode, 1, done.stderr)
+        lines = [json.loads(line) for line in done.stderr.splitlines()]
+        self.assertIn("grpc", [line["event"] for line in lines])
+        self.assertIn(address, lines[-1]["why"])
+
+
 class Running(harness.LarderTest):
+
+    def start_with(self, prepare):
+        """A daemon in whose process `prepare()` runs before it starts. Its output is lost."""
+        daemon = harness.Daemon(self.directory)
+        child = subprocess.Popen(daemon.argv(), preexec_fn=prepare, env=environment(),
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        run_larder_until_ready(daemon.address)
+        return daemon, child
+
+    def test_closed_standard_files_are_not_taken_by_others(self):
+        """What is logged must not go into an arena or the slots of the NVMe tier."""
+        daemon, child = self.start_with(lambda: [os.close(fd) for fd in range(3)])
+        for fd in range(3):
+            self.assertEqual(os.readlink(f"/proc/{child.pid}/fd/{fd}"), "/dev/null")
+        child.terminate()
+        self.assertEqual(child.wait(harness.DEADLINE_SECONDS), 0)
+        for slots in daemon.slot_files():
+            self.assertNotIn(b"larderd ready", slots.read_bytes())
+
+    def test_as_many_files_as_are_allowed(self):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        _, child = self.start_with(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, most)))
+        self.assertEqual(resource.prlimit(child.pid, resource.RLIMIT_NOFILE), (most, most))
+
+    def test_a_terminal_that_is_closed_drains_it(self):
+        daemon = self.daemon()
+        daemon.process.signal(signal.SIGHUP)
+        daemon.process.wait_for_line("drained")
+        self.assertEqual(daemon.process.wait(), 0)
 
     def test_socket_is_for_owner_and_group(self):
         daemon = self.daemon()
