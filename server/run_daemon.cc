@@ -9,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "server/daemon.h"
 #include "server/log.h"
 #include "storage/cuda_device.h"
@@ -39,12 +41,32 @@ int AwaitSignal(const sigset_t& signals) {
   return signal;
 }
 
-// From now on a signal ends the process at once, with the code that a shell expects.
-void ExitOnNextSignal(const sigset_t& signals) {
-  std::thread([signals] {
-    const int signal = AwaitSignal(signals);
-    Log(LogLevel::kWarning, "second signal, exiting at once", {{"signal", signal}});
-    _exit(128 + signal);
+// What the thread that takes the signals and the one that runs the daemon tell each other.
+struct Stop {
+  absl::Mutex mu;
+  bool serving ABSL_GUARDED_BY(mu) = false;
+  int signal ABSL_GUARDED_BY(mu) = 0;  // 0: none yet
+
+  bool Told() const ABSL_SHARED_LOCKS_REQUIRED(mu) { return signal != 0; }
+};
+
+// While the daemon starts, which takes minutes with large arenas, it has nothing to lose: a signal
+// ends the process at once. Later the first is for the daemon, and a second ends the process with
+// the code that a shell expects.
+void WatchSignals(const sigset_t& signals, std::shared_ptr<Stop> stop) {
+  std::thread([signals, stop = std::move(stop)] {
+    const int first = AwaitSignal(signals);
+    {
+      const absl::MutexLock lock(&stop->mu);
+      if (!stop->serving) {
+        Log(LogLevel::kInfo, "stopped before it was ready", {{"signal", first}});
+        _exit(0);
+      }
+      stop->signal = first;
+    }
+    const int second = AwaitSignal(signals);
+    Log(LogLevel::kWarning, "second signal, exiting at once", {{"signal", second}});
+    _exit(128 + second);
   }).detach();
 }
 
@@ -78,6 +100,8 @@ int RunDaemon(const Config& config, DaemonHooks hooks) {
   // Blocked here, so that no thread started later takes them.
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  const auto stop = std::make_shared<Stop>();
+  WatchSignals(signals, stop);
 
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Start(config, std::move(hooks));
   if (!daemon.ok()) {
@@ -85,12 +109,17 @@ int RunDaemon(const Config& config, DaemonHooks hooks) {
     if (CudaDevice::AnyAbandoned()) _exit(1);
     return 1;
   }
+  {
+    const absl::MutexLock lock(&stop->mu);
+    stop->serving = true;
+  }
   std::printf("larderd ready: %s\n", (*daemon)->Summary().c_str());
   std::fflush(stdout);
 
-  const int signal = AwaitSignal(signals);
-  Log(LogLevel::kInfo, "draining", {{"signal", signal}});
-  ExitOnNextSignal(signals);
+  {
+    const absl::MutexLock lock(&stop->mu, absl::Condition(stop.get(), &Stop::Told));
+    Log(LogLevel::kInfo, "draining", {{"signal", stop->signal}});
+  }
   (*daemon)->Drain();
   daemon->reset();
   Log(LogLevel::kInfo, "stopped");

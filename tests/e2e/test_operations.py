@@ -150,6 +150,20 @@ class Running(harness.LarderTest):
         _, child = self.start_with(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, most)))
         self.assertEqual(resource.prlimit(child.pid, resource.RLIMIT_NOFILE), (most, most))
 
+    def test_a_signal_ends_the_start(self):
+        """Of an arena of some hundred ms; larger ones take minutes."""
+        argv = [LARDERD, f"--listen=unix:{self.directory}/s", "--host-bytes=1GiB",
+                "--huge-pages=false", "--prefault-threads=1"]
+        process = harness.Process(argv, "larderd")
+        self.addCleanup(process.child.kill)
+        status = pathlib.Path(f"/proc/{process.child.pid}/status")
+        bit = 1 << (signal.SIGTERM - 1)
+        harness.wait_until(lambda: int(re.search(r"SigBlk:\s+(\w+)", status.read_text())[1], 16)
+                           & bit, "it takes signals")
+        process.signal(signal.SIGTERM)
+        self.assertEqual(process.wait(), 0)
+        self.assertIn("stopped before it was ready", process.output())
+
     def test_a_terminal_that_is_closed_drains_it(self):
         daemon = self.daemon()
         daemon.process.signal(signal.SIGHUP)
