@@ -101,11 +101,11 @@ class Flags(harness.LarderTest):
         self.assertEqual(done.returncode, 3)
         self.assertIn("none.sock", done.stderr)
 
-
     def test_a_full_disk_under_stdout_is_an_error(self):
         with open("/dev/full", "w") as full:
-            for argv in ([harness.LARDER, "--help"], [harness.LARDER, "size", "--layers=4", "--kv-heads=2", "--head-dim=64"],
-                         [harness.LARDER_WORKER, "--help"], [LARDERD, "--help"]):
+            size = [harness.LARDER, "size", "--layers=4", "--kv-heads=2", "--head-dim=64"]
+            for argv in ([harness.LARDER, "--help"], size, [harness.LARDER_WORKER, "--help"],
+                         [LARDERD, "--help"]):
                 with self.subTest(argv=argv):
                     done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True,
                                           timeout=harness.DEADLINE_SECONDS, env=environment())

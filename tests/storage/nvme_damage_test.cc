@@ -198,7 +198,8 @@ TEST(NvmeDamage, FlippedBitsAnywhereAreMissesOrAClearRefusal) {
   constexpr uint32_t kBlocks = 40;
   // Told at once, since RocksDB may end the process over what it reads.
   const char* const given = std::getenv("LARDER_DAMAGE_SEED");
-  const uint32_t seed = given != nullptr ? std::strtoul(given, nullptr, 10) : std::random_device()();
+  const uint32_t seed =
+      given != nullptr ? std::strtoul(given, nullptr, 10) : std::random_device()();
   std::fprintf(stderr, "LARDER_DAMAGE_SEED=%u\n", seed);
   std::mt19937 random(seed);
   TempDir whole(MemoryFolder());
@@ -222,8 +223,8 @@ TEST(NvmeDamage, FlippedBitsAnywhereAreMissesOrAClearRefusal) {
     for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips) {
       const uint64_t at = random() % end;
       const int bit = static_cast<int>(random() % 8);
-      std::fprintf(stderr, "round %d: bit %d of byte %" PRIu64 " of %s (%" PRIu64 " bytes)\n", round,
-                   bit, at, file.c_str(), end);
+      std::fprintf(stderr, "round %d: bit %d of byte %" PRIu64 " of %s (%" PRIu64 " bytes)\n",
+                   round, bit, at, file.c_str(), end);
       FlipBit(path, at, bit);
     }
     auto opened = NvmeStore::Open(StoreOptions(folder.path(), 4 << 20));
