@@ -1,5 +1,6 @@
 // A warp's way through the keys of a piece: every Shape::kWarps-th step of kStepTokens, each
-// fetched into one of the Shape::kStages of the warp's own ring in shared memory before it is its turn.
+// fetched into one of the Shape::kStages of the warp's own ring in shared memory before it is its
+// turn.
 //
 // Thread safety: device code; all lanes of a warp call it together.
 #pragma once
